@@ -1,0 +1,28 @@
+# Every target makes `.venv` itself; `make test PYTHON=python3.12` chooses the interpreter.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.DEFAULT_GOAL := test
+.PHONY: demo test quick lint
+
+# Stamps: an extra is installed again only when what it depends on has changed.
+.venv/.installed-%: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[$*]'
+	touch $@
+
+.PRECIOUS: .venv/.installed-%
+
+demo: .venv/.installed-demo
+	$(BIN)/python examples/demo.py
+
+test: .venv/.installed-dev
+	$(BIN)/python -m pytest -m "not exhaustive"
+
+quick: .venv/.installed-dev
+	$(BIN)/python -m pytest -m "not slow and not exhaustive"
+
+lint: .venv/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy

@@ -1,0 +1,63 @@
+"""Neural networks that grow while they train: a callback for PyTorch Lightning."""
+
+from lightning_morpho.blueprints import Blueprint, Site, blueprint_type, register_blueprint
+from lightning_morpho.callback import MorphoCallback
+from lightning_morpho.chunks import ChunkManager
+from lightning_morpho.config import (
+    BlueprintConfig,
+    BudgetConfig,
+    CreditConfig,
+    LayersConfig,
+    LifecycleConfig,
+    MorphoConfig,
+    RolloutConfig,
+    TelemetryConfig,
+    WarmupConfig,
+)
+from lightning_morpho.engine import GrowthEngine
+from lightning_morpho.layers import ChunkedKasminaLayer, HybridKasminaLayer
+from lightning_morpho.lifecycle import LifecycleError, Stage
+from lightning_morpho.optim import OptimizerLink
+from lightning_morpho.state import LogicalSeed, StateTensor
+from lightning_morpho.surgery import EligibilityReport, hybrid_layers, morph_, unmorph_
+from lightning_morpho.tamiyo import Never, Observation, OneRound, Periodic, Scripted, Tamiyo
+from lightning_morpho.telemetry import ChunkStatistics
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Blueprint",
+    "BlueprintConfig",
+    "BudgetConfig",
+    "ChunkManager",
+    "ChunkStatistics",
+    "ChunkedKasminaLayer",
+    "CreditConfig",
+    "EligibilityReport",
+    "GrowthEngine",
+    "HybridKasminaLayer",
+    "LayersConfig",
+    "LifecycleConfig",
+    "LifecycleError",
+    "LogicalSeed",
+    "MorphoCallback",
+    "MorphoConfig",
+    "Never",
+    "Observation",
+    "OneRound",
+    "OptimizerLink",
+    "Periodic",
+    "RolloutConfig",
+    "Scripted",
+    "Site",
+    "Stage",
+    "StateTensor",
+    "Tamiyo",
+    "TelemetryConfig",
+    "WarmupConfig",
+    "blueprint_type",
+    "hybrid_layers",
+    "morph_",
+    "register_blueprint",
+    "unmorph_",
+]

@@ -1,0 +1,116 @@
+"""What a blueprint is, and the registry of those there are."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from typing import ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lightning_morpho.blueprints.site import Site
+from lightning_morpho.config import BlueprintConfig
+
+Source = Literal["chunk", "input"]
+
+ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
+    "relu": F.relu,
+    "gelu": F.gelu,
+    "selu": F.selu,
+    "silu": F.silu,
+    "tanh": torch.tanh,
+}
+
+
+class Blueprint(ABC):
+    """A kind of network that a seed grows, described for all chunks of a layer at once.
+
+    A blueprint owns no parameters: a bed does, and hands them to it. It must give exactly zero right
+    after :meth:`reset_`, and yet receive a gradient: through a final factor of zero.
+
+    Args:
+        site: Geometry of the base layer.
+        config: Its hyper-parameters.
+
+    Attributes:
+        source: What it reads: the layer's ``"input"``, or each ``"chunk"`` of the layer's output.
+
+    Raises:
+        ValueError: For an unknown activation.
+    """
+
+    source: ClassVar[Source]
+
+    def __init__(self, site: Site, config: BlueprintConfig) -> None:
+        if config.activation not in ACTIVATIONS:
+            raise ValueError(f"`blueprint.activation` must be one of {sorted(ACTIVATIONS)}, got {config.activation!r}.")
+        self.site = site
+        self.config = config
+        self.activation = ACTIVATIONS[config.activation]
+
+    @abstractmethod
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of each parameter of a bed, by name."""
+
+    @abstractmethod
+    def reset_(self, parameters: Mapping[str, Tensor], generator: torch.Generator) -> None:
+        """Draw new parameters in place, from a CPU generator, such that the output is exactly zero."""
+
+    @abstractmethod
+    def grow(self, parameters: Mapping[str, Tensor], source: Tensor) -> Tensor:
+        """The seeds' contribution, before alpha.
+
+        Args:
+            parameters: The bed's parameters.
+            source: The layer's input in its own layout; or for ``source="chunk"`` all chunks of the
+                layer's output as ``(N, M, width)``, M positions, narrow chunks padded with zeros.
+
+        Returns:
+            ``source="input"``: the layer's output layout. ``source="chunk"``: ``(N, M, width)``.
+        """
+
+    def numel(self) -> int:
+        """Parameters of one bed."""
+        return sum(torch.Size(shape).numel() for shape in self.shapes().values())
+
+
+_REGISTRY: dict[str, type[Blueprint]] = {}
+
+
+def register_blueprint(name: str) -> Callable[[type[Blueprint]], type[Blueprint]]:
+    """Class decorator: make a :class:`Blueprint` available as ``blueprint.kind: <name>``.
+
+    Raises:
+        ValueError: If the name is taken.
+        TypeError: If the class is no Blueprint.
+    """
+
+    def register(blueprint: type[Blueprint]) -> type[Blueprint]:
+        if name in _REGISTRY:
+            raise ValueError(f"A blueprint named {name!r} is registered already: {_REGISTRY[name].__name__}.")
+        if not (isinstance(blueprint, type) and issubclass(blueprint, Blueprint)):
+            raise TypeError(f"`{name}` must be a subclass of Blueprint, got {blueprint!r}.")
+        _REGISTRY[name] = blueprint
+        return blueprint
+
+    return register
+
+
+def blueprint_type(name: str) -> type[Blueprint]:
+    """The blueprint class of that name.
+
+    Raises:
+        ValueError: For an unknown name, with those there are.
+    """
+    if name not in _REGISTRY:
+        raise ValueError(f"`blueprint.kind` must be one of {sorted(_REGISTRY)}, got {name!r}.")
+    return _REGISTRY[name]
+
+
+def uniform_(weight: Tensor, fan_in: int, generator: torch.Generator) -> None:
+    r"""Fill with :math:`U(-1/\sqrt{fan_{in}}, 1/\sqrt{fan_{in}})`, torch's default for layers, in place."""
+    draw = torch.rand(weight.shape, generator=generator, dtype=torch.float32)
+    with torch.no_grad():
+        weight.copy_((2 * draw - 1) / fan_in**0.5)

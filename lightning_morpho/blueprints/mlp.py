@@ -1,0 +1,47 @@
+"""A two-layer network on each chunk of the layer's output."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from lightning_morpho.blueprints.base import Blueprint, register_blueprint, uniform_
+from lightning_morpho.config import AUTO
+
+
+@register_blueprint("mlp")
+class ChunkMLP(Blueprint):
+    r"""A two-layer network on each chunk, batched over chunks (pointwise for convolutions).
+
+    .. math:: f_c(y_c) = W_{out,c}\, g(W_{in,c}\, y_c + b_c)
+
+    :math:`W_{out}` starts at zero. The default hidden width, twice the chunk's, is that of the original
+    design. Narrow chunks are padded by one feature that stays zero.
+    """
+
+    source = "chunk"
+
+    @property
+    def hidden(self) -> int:
+        """Hidden units of a chunk."""
+        return 2 * self.site.chunks.max_width if self.config.hidden == AUTO else self.config.hidden
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """``w_in (N, hidden, width)``, ``b_in (N, hidden)``, ``w_out (N, width, hidden)``."""
+        n, width = self.site.chunks.num_chunks, self.site.chunks.max_width
+        return {"w_in": (n, self.hidden, width), "b_in": (n, self.hidden), "w_out": (n, width, self.hidden)}
+
+    def reset_(self, parameters: Mapping[str, Tensor], generator: torch.Generator) -> None:
+        """Torch's default for the incoming weights, zero for the outgoing ones."""
+        fan_in = self.site.chunks.max_width
+        uniform_(parameters["w_in"], fan_in, generator)
+        uniform_(parameters["b_in"], fan_in, generator)
+        with torch.no_grad():
+            parameters["w_out"].zero_()
+
+    def grow(self, parameters: Mapping[str, Tensor], source: Tensor) -> Tensor:
+        """``(N, M, width)`` to ``(N, M, width)``."""
+        h = torch.baddbmm(parameters["b_in"].unsqueeze(1), source, parameters["w_in"].transpose(1, 2))
+        return torch.bmm(self.activation(h), parameters["w_out"].transpose(1, 2))

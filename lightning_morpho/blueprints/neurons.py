@@ -1,0 +1,55 @@
+"""New hidden units between the layer's own input and its output."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from lightning_morpho.blueprints.base import Blueprint, register_blueprint, uniform_
+from lightning_morpho.config import AUTO
+
+
+@register_blueprint("neurons")
+class Neurons(Blueprint):
+    r"""Hidden units that read the layer's input and write into its output.
+
+    .. math:: f(x) = W_{out}\, g(W_{in} x + b)
+
+    A convolution's :math:`W_{in}` has the base layer's kernel and stride, its :math:`W_{out}` is
+    pointwise. All chunks of an event read the same units. :math:`W_{out}` starts at zero.
+    """
+
+    source = "input"
+
+    @property
+    def hidden(self) -> int:
+        """Hidden units of a bed."""
+        if self.config.hidden != AUTO:
+            return self.config.hidden
+        fan_in = self.site.in_features * math.prod(self.site.kernel)
+        own = fan_in * self.site.out_features
+        return max(8, own // (fan_in + 1 + self.site.out_features))
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """``w_in (hidden, in, *kernel)``, ``b_in (hidden,)``, ``w_out (out, hidden)``."""
+        return {
+            "w_in": (self.hidden, self.site.in_features, *self.site.kernel),
+            "b_in": (self.hidden,),
+            "w_out": (self.site.out_features, self.hidden),
+        }
+
+    def reset_(self, parameters: Mapping[str, Tensor], generator: torch.Generator) -> None:
+        """Torch's default for the incoming weights, zero for the outgoing ones."""
+        fan_in = parameters["w_in"][0].numel()
+        uniform_(parameters["w_in"], fan_in, generator)
+        uniform_(parameters["b_in"], fan_in, generator)
+        with torch.no_grad():
+            parameters["w_out"].zero_()
+
+    def grow(self, parameters: Mapping[str, Tensor], source: Tensor) -> Tensor:
+        """Layer input to layer output."""
+        h = self.activation(self.site.project(source, parameters["w_in"], parameters["b_in"]))
+        return self.site.pointwise(h, parameters["w_out"])

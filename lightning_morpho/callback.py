@@ -1,0 +1,458 @@
+"""The Lightning callback: the order of events, and nothing else."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import math
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from lightning.pytorch.utilities import CombinedLoader, rank_zero_info, rank_zero_warn
+from rich.console import Console
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
+from typing_extensions import override
+
+from lightning_morpho import credit
+from lightning_morpho.blueprints import blueprint_type
+from lightning_morpho.config import (
+    BlueprintConfig,
+    BudgetConfig,
+    CreditConfig,
+    LayersConfig,
+    LifecycleConfig,
+    MorphoConfig,
+    RolloutConfig,
+    TelemetryConfig,
+    WarmupConfig,
+    check_section,
+)
+from lightning_morpho.engine import GrowthEngine
+from lightning_morpho.lifecycle import Stage
+from lightning_morpho.optim import OptimizerLink
+from lightning_morpho.surgery import EligibilityReport, hybrid_layers, morph_
+from lightning_morpho.tamiyo import Measurement, OneRound, Tamiyo
+from lightning_morpho.tamiyo.observation import SeedKey
+from lightning_morpho.telemetry import EVENTS_FILE, ChunkStatistics, Event, append_event, seed_table
+
+log = logging.getLogger(__name__)
+
+
+class MorphoCallback(Callback):
+    """Let a model grow while it trains.
+
+    At the start of a fit it swaps the model's eligible layers for hybrid chunked ones. At each decision
+    tick the controller looks at all seeds and may ask some to germinate; what grew is judged on
+    validation data, then kept or culled. Without a germination, training is bit for bit what it is
+    without the callback.
+
+    Args:
+        layers: Which layers grow, and how finely.
+        blueprint: What grows at a germination.
+        lifecycle: How long a seed stays in each stage.
+        warmup: Warm-up of newborns.
+        budget: Limit on added parameters.
+        rollout: Who grows at all.
+        tamiyo: The controller.
+        credit: How a seed's contribution is measured.
+        telemetry: What is observed and where it goes.
+        every_n_steps: A decision tick every that many optimizer steps; None: at each epoch's end.
+        loss_fn: ``loss_fn(module, batch) -> Tensor``: held-out loss of one validation batch. None: what
+            ``validation_step`` returns, or logs as ``credit.monitor``.
+        model_id: Identity of the model in the rollout's cohorts.
+        seed: Random seed of new parameters; equal on every rank.
+
+    Raises:
+        TypeError: If a section has the wrong type, above all a bare string from Hydra.
+        ValueError: If a value is out of range, or the blueprint unknown.
+
+    Example:
+        >>> callback = MorphoCallback(every_n_steps=200)
+        >>> callback.config.budget.parameters
+        'auto'
+    """
+
+    def __init__(
+        self,
+        *,
+        layers: LayersConfig | None = None,
+        blueprint: BlueprintConfig | None = None,
+        lifecycle: LifecycleConfig | None = None,
+        warmup: WarmupConfig | None = None,
+        budget: BudgetConfig | None = None,
+        rollout: RolloutConfig | None = None,
+        tamiyo: Tamiyo | None = None,
+        credit: CreditConfig | None = None,
+        telemetry: TelemetryConfig | None = None,
+        every_n_steps: int | None = None,
+        loss_fn: Callable[[LightningModule, Any], Tensor] | None = None,
+        model_id: str = "model",
+        seed: int = 0,
+    ) -> None:
+        self.config = MorphoConfig(
+            layers=LayersConfig() if layers is None else layers,
+            blueprint=BlueprintConfig() if blueprint is None else blueprint,
+            lifecycle=LifecycleConfig() if lifecycle is None else lifecycle,
+            warmup=WarmupConfig() if warmup is None else warmup,
+            budget=BudgetConfig() if budget is None else budget,
+            rollout=RolloutConfig() if rollout is None else rollout,
+            model_id=model_id,
+            seed=seed,
+        )
+        self.tamiyo = OneRound() if tamiyo is None else tamiyo
+        self.credit = CreditConfig() if credit is None else credit
+        self.telemetry = TelemetryConfig() if telemetry is None else telemetry
+        check_section("tamiyo", self.tamiyo, Tamiyo)
+        check_section("credit", self.credit, CreditConfig)
+        check_section("telemetry", self.telemetry, TelemetryConfig)
+        blueprint_type(self.config.blueprint.kind)
+        if every_n_steps is not None and (isinstance(every_n_steps, bool) or every_n_steps < 1):
+            raise ValueError(f"`every_n_steps` must be at least 1 optimizer step, or None, got {every_n_steps!r}.")
+        self.every_n_steps = every_n_steps
+        self.loss_fn = loss_fn
+        self.report: EligibilityReport | None = None
+        self.engine: GrowthEngine | None = None
+        self._state: dict[str, Any] | None = None
+        self._statistics: dict[str, ChunkStatistics] = {}
+        self._events: list[Event] = []
+        self._events_path: Path | None = None
+        self._batches = 0
+        self._val_loss: float | None = None
+        self._has_loss: bool | None = None
+
+    # ------------------------------------------------------------------ before optimizers exist
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Arrange that the layers are swapped right after ``configure_model``, before optimizers exist."""
+        self._check_trainer(trainer)
+        original = pl_module.configure_model
+
+        def configure_model() -> None:
+            # Not functools.wraps: Lightning would take it for the original and never call it.
+            pl_module.__dict__.pop("configure_model", None)
+            original()
+            self._swap(pl_module)
+
+        pl_module.configure_model = configure_model  # type: ignore[method-assign]
+
+    def _check_trainer(self, trainer: Trainer) -> None:
+        callbacks: Sequence[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        others = sum(isinstance(callback, MorphoCallback) for callback in callbacks)
+        if others > 1:
+            raise ValueError(
+                f"A Trainer takes one MorphoCallback, got {others}. Put all layers into one with `layers.include`."
+            )
+        if not isinstance(trainer.strategy, (SingleDeviceStrategy, DDPStrategy)):
+            raise ValueError(
+                f"The strategy {type(trainer.strategy).__name__} is not supported: layers could not grow under it. "
+                "Use a single device or `strategy='ddp'`, or leave the callback out."
+            )
+
+    def _swap(self, pl_module: LightningModule) -> None:
+        if not hybrid_layers(pl_module):
+            self.report = morph_(pl_module, self.config)
+            self._state = None
+        # DDP's reducer fails on parameters that a step does not use; ours are averaged separately.
+        beds = [name for name, _ in pl_module.named_parameters() if ".morpho." in f".{name}"]
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(pl_module, beds)
+
+    # ------------------------------------------------------------------ fit
+    @override
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Connect layers, optimizers and controller; say what will grow."""
+        layers = hybrid_layers(pl_module)
+        if self.report is not None:
+            rank_zero_info(f"MorphoCallback: {self.report}")
+        if not layers:
+            rank_zero_info("MorphoCallback: the rollout selects no layer, this run trains without growth.")
+            return
+        link = OptimizerLink(layers, trainer.optimizers)
+        for line in link.added:
+            rank_zero_info(f"MorphoCallback: {line}.")
+        self.engine = GrowthEngine(layers, self.tamiyo, link, self._events.append)
+        if self._state is not None:
+            self.engine.load_state_dict(self._state["engine"])
+        if self.telemetry.every_n_steps:
+            self._statistics = {
+                name: ChunkStatistics(layer.chunks).to(pl_module.device) for name, layer in layers.items()
+            }
+        log_dir = trainer.log_dir or trainer.default_root_dir
+        if self.telemetry.events and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            self._events_path = Path(log_dir) / EVENTS_FILE
+        self._write_event(trainer, {"event": "fit_start", "tick": self.engine.ticks, "step": trainer.global_step})
+
+    @override
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Open the layers' statistics for one batch in every ``telemetry.every_n_steps``."""
+        if self._statistics and self._batches % self.telemetry.every_n_steps == 0:
+            self._observe(True)
+
+    @override
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        """Average the gradients of live beds over the ranks."""
+        if self.engine is not None:
+            self.engine.optimizers.average_gradients(optimizer)
+
+    @override
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Close the statistics, and tick if ticks go by steps."""
+        if self.engine is None:
+            return
+        if self._statistics and self._batches % self.telemetry.every_n_steps == 0:
+            self._observe(False)
+        self._batches += 1
+        step = trainer.global_step
+        if self.every_n_steps and step > self.engine.step and step % self.every_n_steps == 0:
+            self._tick(trainer, pl_module)
+        elif self._events:
+            self._tell(trainer)
+
+    @override
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Tick if ticks go by epochs; validation has run, checkpoints are yet to be written."""
+        if self.engine is not None and not self.every_n_steps:
+            self._tick(trainer, pl_module)
+
+    @override
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Learn whether ``validation_step`` returns a loss."""
+        if self._has_loss is None and (self.loss_fn is not None or _loss_of(outputs) is not None):
+            self._has_loss = True
+
+    @override
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note the validation loss, before a checkpoint is written; say so if there is none."""
+        value = trainer.callback_metrics.get(self.credit.monitor)
+        if self._has_loss is None:
+            self._has_loss = value is not None
+            if not self._has_loss and self.engine is not None:
+                rank_zero_warn(
+                    "MorphoCallback: `validation_step` returns no loss and logs nothing as "
+                    f"`{self.credit.monitor}` (`credit.monitor`), so seeds are kept without judgement. "
+                    "Return the loss, or pass `loss_fn=`."
+                )
+        if not trainer.sanity_checking:
+            loss = torch.tensor(math.nan if value is None else float(value), device=pl_module.device)
+            agreed = float(trainer.strategy.reduce(loss, reduce_op="mean"))
+            self._val_loss = None if math.isnan(agreed) else agreed
+
+    @override
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Print the table of seeds."""
+        if self.engine is not None and self.telemetry.table and trainer.is_global_zero:
+            Console().print(seed_table(self.engine.records))
+
+    @override
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Leave the model as a fit that ended leaves it."""
+        self._close()
+
+    @override
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Let go of layers and optimizers."""
+        self._close()
+
+    def _close(self) -> None:
+        if self.engine is None:
+            return
+        self._observe(False)
+        self._state = self.state_dict()
+        self.engine.close()
+        self.engine, self._statistics, self._events_path = None, {}, None
+
+    # ------------------------------------------------------------------ one tick
+    def _tick(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert self.engine is not None
+        self._collect_statistics()
+        steps = trainer.estimated_stepping_batches
+        can_measure = bool(self._has_loss) and trainer.val_dataloaders is not None
+        self.engine.tick(
+            step=trainer.global_step,
+            total_steps=None if math.isinf(steps) else int(steps),
+            loss=self._val_loss,
+            measure=(lambda seeds: self._measure(trainer, pl_module, seeds)) if can_measure else None,
+        )
+        self._tell(trainer)
+        if self.telemetry.log:
+            pl_module.log_dict(self._metrics())
+
+    def _observe(self, on: bool) -> None:
+        assert self.engine is not None
+        for name, statistics in self._statistics.items():
+            self.engine.layers[name].morpho.observe(statistics.update if on else None)
+
+    def _collect_statistics(self) -> None:
+        assert self.engine is not None
+        for name, statistics in self._statistics.items():
+            if statistics.update_called:
+                values = statistics.compute()
+                self.engine.layers[name].morpho.health = {k: v.reshape(-1).cpu() for k, v in values.items()}
+                statistics.reset()
+
+    def _metrics(self) -> dict[str, float]:
+        """What one tick logs; a statistic that was not measured is left out."""
+        assert self.engine is not None
+        counts = self.engine.counts()
+        table = next(iter(self.engine.layers.values())).morpho.lifecycle_table
+        values = {
+            "morpho/run/added_parameters": float(self.engine.live_parameters),
+            "morpho/run/germinations": float(sum(layer.morpho.events for layer in self.engine.layers.values())),
+            "morpho/run/seeds_dormant": float(counts[Stage.DORMANT]),
+            "morpho/run/seeds_live": float(sum(counts[stage] for stage in table.live)),
+            "morpho/run/seeds_fossilized": float(counts[Stage.FOSSILIZED]),
+            "morpho/run/seeds_recovering": float(sum(counts[stage] for stage in table.recovery)),
+        }
+        for name, layer in self.engine.layers.items():
+            values[f"morpho/{name}/alpha"] = float(layer.morpho.state.alpha.mean())
+            for statistic, chunks in layer.morpho.health.items():
+                values[f"morpho/{name}/{statistic}"] = float(chunks.mean())
+        return {name: value for name, value in values.items() if not math.isnan(value)}
+
+    def _tell(self, trainer: Trainer) -> None:
+        """Write the new events to the log file, and one line for those that belong together."""
+        together: dict[tuple[str, str, str, str], int] = {}
+        for event in self._events:
+            t = event.transition
+            key = (t.layer, t.source.name, t.target.name, t.reason)
+            together[key] = together.get(key, 0) + 1
+            self._write_event(trainer, event.to_dict(epoch=trainer.current_epoch))
+        for (layer, source, target, reason), count in together.items():
+            seeds = "1 seed" if count == 1 else f"{count} seeds"
+            rank_zero_info(f"morpho: step {trainer.global_step}: {layer}: {seeds} {source} -> {target} ({reason})")
+        self._events.clear()
+
+    def _write_event(self, trainer: Trainer, entry: dict[str, Any]) -> None:
+        if self._events_path is not None and trainer.is_global_zero:
+            append_event(self._events_path, entry)
+
+    # ------------------------------------------------------------------ held-out loss
+    def _measure(self, trainer: Trainer, pl_module: LightningModule, seeds: Sequence[SeedKey]) -> list[Measurement]:
+        assert self.engine is not None
+        layers = self.engine.layers
+        loss = self.loss_fn
+
+        def batch_loss(batch: Any) -> Tensor:
+            with trainer.precision_plugin.val_step_context():
+                if loss is not None:
+                    return loss(pl_module, batch)
+                return validation_loss(pl_module, batch, self.credit.monitor)
+
+        return credit.measure(
+            pl_module,
+            layers,
+            credit.group_seeds(seeds, layers, self.credit.max_groups),
+            held_out_batches(trainer, pl_module, self.credit.batches),
+            batch_loss,
+            confidence=self.credit.confidence,
+            gather=_gather_ranks,
+        )
+
+    # ------------------------------------------------------------------ persistence
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        """Counters, records and the pending validation loss, as plain values."""
+        if self.engine is None:
+            return self._state or {}
+        return {
+            "engine": self.engine.state_dict(),
+            "batches": self._batches,
+            "val_loss": self._val_loss,
+            "has_loss": self._has_loss,
+        }
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore what :meth:`state_dict` gave."""
+        if not state_dict:
+            return
+        self._state = state_dict
+        self._batches = state_dict["batches"]
+        self._val_loss, self._has_loss = state_dict["val_loss"], state_dict["has_loss"]
+
+
+def _loss_of(outputs: Any) -> Tensor | None:
+    """The loss in what ``validation_step`` returned, None if there is none."""
+    if isinstance(outputs, dict):
+        outputs = outputs.get("loss")
+    return outputs if isinstance(outputs, Tensor) and outputs.numel() == 1 else None
+
+
+def validation_loss(pl_module: LightningModule, batch: Any, monitor: str) -> Tensor:
+    """Run ``validation_step`` on one batch with ``log`` muted, and find its loss.
+
+    Args:
+        pl_module: The module, in eval mode.
+        batch: A batch on its device.
+        monitor: Name under which the loss is looked for among what the step logs, if it returns none.
+
+    Raises:
+        ValueError: If the step neither returns a loss nor logs one.
+    """
+    logged: dict[str, Any] = {}
+
+    def log_one(name: str, value: Any, *_: Any, **__: Any) -> None:
+        logged[name] = value
+
+    def log_all(dictionary: Any, *_: Any, **__: Any) -> None:
+        logged.update(dictionary)
+
+    arguments = {"batch": batch, "batch_idx": 0, "dataloader_idx": 0}
+    parameters = inspect.signature(pl_module.validation_step).parameters
+    positional = list(arguments.values())[: max(1, len(parameters))]
+    pl_module.__dict__.update(log=log_one, log_dict=log_all)
+    try:
+        loss = _loss_of(pl_module.validation_step(*positional))
+    finally:
+        del pl_module.__dict__["log"], pl_module.__dict__["log_dict"]
+    if loss is None and monitor in logged:
+        loss = torch.as_tensor(logged[monitor])
+    if loss is None:
+        raise ValueError(f"`validation_step` must return a loss or log `{monitor}`, it did neither.")
+    return loss
+
+
+def held_out_batches(trainer: Trainer, pl_module: LightningModule, most: int) -> Iterator[Any]:
+    """The first batches of the first validation loader, as validation sees them; its state is put back."""
+    loader: Any = trainer.val_dataloaders
+    while isinstance(loader, (list, tuple, dict, CombinedLoader)):
+        items = loader.flattened if isinstance(loader, CombinedLoader) else loader
+        loader = next(iter(items.values())) if isinstance(items, dict) else items[0]
+    sampler = getattr(loader, "sampler", None)
+    generators = {id(g): g for g in (getattr(loader, "generator", None), getattr(sampler, "generator", None)) if g}
+    states = [(g, g.get_state()) for g in generators.values()]
+    try:
+        for index, batch in enumerate(loader):
+            if index >= min(most, trainer.num_val_batches[0]):
+                break
+            batch = trainer.precision_plugin.convert_input(batch)
+            batch = pl_module.on_before_batch_transfer(batch, 0)
+            yield trainer.strategy.batch_to_device(batch, dataloader_idx=0)
+    finally:
+        for generator, state in states:
+            generator.set_state(state)
+
+
+def _gather_ranks(differences: Tensor) -> Tensor:
+    """Join the paired differences of all ranks, which may have seen different numbers of batches."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return differences
+    parts: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(parts, differences)
+    return torch.cat(parts, dim=1)

@@ -1,0 +1,333 @@
+"""Every hyper-parameter of a growing network: its unit, its range and the check that guards it.
+
+The dataclasses are frozen and check themselves when they are made, so an object that exists is valid.
+Hydra builds them through ``_target_``; in Python they are keyword arguments of
+:class:`~lightning_morpho.MorphoCallback` and :class:`MorphoConfig`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
+
+AUTO: Literal["auto"] = "auto"
+Auto = Literal["auto"]
+
+
+def _check(valid: bool, name: str, expected: str, got: object) -> None:
+    if not valid:
+        raise ValueError(f"`{name}` must be {expected}, got {got!r}.")
+
+
+def _is_count(value: object, minimum: int = 1) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= minimum
+
+
+def _is_fraction(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= 1
+
+
+def _patterns(value: str | Iterable[str], name: str) -> tuple[str, ...]:
+    """Accept one glob or several; YAML gives lists, dataclasses want tuples."""
+    patterns = (value,) if isinstance(value, str) else tuple(value)
+    _check(all(isinstance(p, str) and p for p in patterns), name, "a glob or a list of globs", value)
+    return patterns
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayersConfig:
+    """Which layers grow, and how finely.
+
+    Args:
+        include: Globs over module names (``"encoder.*"``); a layer is a candidate if one matches.
+        exclude: Globs over module names; a layer that matches is left out.
+        num_seeds: Chunks, and so seeds, a layer; ``"auto"`` gives one per 64 output features,
+            1 to 1024. Must not exceed the layer's output features.
+        beds: Germination events a layer can hold at a time, ``>= 1``: the most that the parameter
+            budget may allocate there.
+    """
+
+    include: tuple[str, ...] = ("*",)
+    exclude: tuple[str, ...] = ()
+    num_seeds: int | Auto = AUTO
+    beds: int = 1
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "include", _patterns(self.include, "layers.include"))
+        object.__setattr__(self, "exclude", _patterns(self.exclude, "layers.exclude"))
+        _check(
+            self.num_seeds == AUTO or _is_count(self.num_seeds),
+            "layers.num_seeds",
+            "'auto' or at least 1 seed a layer",
+            self.num_seeds,
+        )
+        _check(_is_count(self.beds), "layers.beds", "at least 1 bed a layer", self.beds)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlueprintConfig:
+    """What grows at a germination.
+
+    Args:
+        kind: Name in the blueprint registry: ``"neurons"`` (new hidden units from the layer's own
+            input) or ``"mlp"`` (a two-layer network on each chunk), or one of your own.
+        hidden: Hidden units of one bed (``neurons``) or of one chunk (``mlp``). ``"auto"``:
+            ``neurons`` takes as many as cost the layer's own parameter count, at least 8;
+            ``mlp`` takes twice the chunk's width.
+        activation: ``"relu"``, ``"gelu"``, ``"selu"``, ``"silu"`` or ``"tanh"``.
+    """
+
+    kind: str = "neurons"
+    hidden: int | Auto = AUTO
+    activation: str = "relu"
+
+    def __post_init__(self) -> None:
+        _check(bool(self.kind), "blueprint.kind", "the name of a blueprint", self.kind)
+        _check(
+            self.hidden == AUTO or _is_count(self.hidden),
+            "blueprint.hidden",
+            "'auto' or at least 1 hidden unit",
+            self.hidden,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class WarmupConfig:
+    """How gently the first updates of a newborn are made.
+
+    For ``min(steps, max(min_steps, share * steps so far))`` optimizer steps after its germination a
+    newborn moves only by a share of what the optimizer asks for; the share rises linearly to 1.
+
+    Args:
+        steps: Longest warm-up, in optimizer steps, ``>= 0``; 0 turns it off.
+        share: Warm-up as a fraction of the optimizer steps done before the germination, in [0, 1].
+        min_steps: Shortest warm-up, in optimizer steps, ``>= 0``.
+    """
+
+    steps: int = 300
+    share: float = 0.2
+    min_steps: int = 50
+
+    def __post_init__(self) -> None:
+        _check(_is_count(self.steps, 0), "warmup.steps", "at least 0 optimizer steps", self.steps)
+        _check(_is_fraction(self.share), "warmup.share", "a fraction in [0, 1]", self.share)
+        _check(_is_count(self.min_steps, 0), "warmup.min_steps", "at least 0 optimizer steps", self.min_steps)
+
+    def length(self, steps_so_far: int) -> int:
+        """Optimizer steps of the warm-up of a seed that germinates after ``steps_so_far`` steps.
+
+        Example:
+            >>> WarmupConfig().length(100), WarmupConfig().length(1000), WarmupConfig().length(9000)
+            (50, 200, 300)
+        """
+        return min(self.steps, max(self.min_steps, math.ceil(self.share * steps_so_far)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class LifecycleConfig:
+    """How long a seed stays in each stage. All times are decision ticks.
+
+    Args:
+        active_ticks: Ticks in ACTIVE before a seed may be judged, ``>= 0``.
+        timeout_ticks: Ticks after which a stage is left in any case, ``>= 1``; must not be below
+            ``active_ticks``.
+        embargo_ticks: Ticks a culled seed waits before its chunk may germinate again, ``>= 0``.
+        alpha_step: Largest change of alpha a tick, in (0, 1]: a culled seed fades out by it.
+        train_fossils: Whether kept seeds go on training with the host (else they are frozen).
+    """
+
+    active_ticks: int = 3
+    timeout_ticks: int = 100
+    embargo_ticks: int = 5
+    alpha_step: float = 0.25
+    train_fossils: bool = True
+
+    def __post_init__(self) -> None:
+        _check(_is_count(self.active_ticks, 0), "lifecycle.active_ticks", "at least 0 ticks", self.active_ticks)
+        _check(
+            _is_count(self.timeout_ticks) and self.timeout_ticks >= self.active_ticks,
+            "lifecycle.timeout_ticks",
+            f"at least 1 tick and not below `lifecycle.active_ticks` ({self.active_ticks})",
+            self.timeout_ticks,
+        )
+        _check(_is_count(self.embargo_ticks, 0), "lifecycle.embargo_ticks", "at least 0 ticks", self.embargo_ticks)
+        _check(
+            _is_fraction(self.alpha_step) and self.alpha_step > 0,
+            "lifecycle.alpha_step",
+            "in (0, 1]",
+            self.alpha_step,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class BudgetConfig:
+    """A hard limit on what growth may add.
+
+    Args:
+        parameters: Most parameters that seeds may hold, over all layers, ``>= 1``. They are
+            allocated before training starts (dormant ones cost memory, no time). ``"auto"``: as
+            many as the eligible layers hold, within 100 thousand and 10 million.
+    """
+
+    parameters: int | Auto = AUTO
+
+    def __post_init__(self) -> None:
+        _check(
+            self.parameters == AUTO or _is_count(self.parameters),
+            "budget.parameters",
+            "'auto' or at least 1 parameter",
+            self.parameters,
+        )
+
+    def limit(self, eligible_parameters: int) -> int:
+        """The limit in parameters for layers that hold ``eligible_parameters``."""
+        if self.parameters == AUTO:
+            return min(max(eligible_parameters, 100_000), 10_000_000)
+        return self.parameters
+
+
+@dataclass(frozen=True, kw_only=True)
+class CreditConfig:
+    """How a seed's contribution is measured on held-out data.
+
+    Args:
+        batches: Validation batches used, ``>= 2``: their losses with and without a seed are paired.
+        confidence: Level of the one-sided confidence bound, in (0.5, 1).
+        max_groups: Most leave-one-out measurements a tick, ``>= 1``. If more seeds are due, those
+            that share a bed are measured, and so judged, together.
+        monitor: Name under which ``validation_step`` logs its loss; used where it returns none, and
+            by policies that watch the validation loss.
+    """
+
+    batches: int = 16
+    confidence: float = 0.95
+    max_groups: int = 64
+    monitor: str = "val_loss"
+
+    def __post_init__(self) -> None:
+        _check(_is_count(self.batches, 2), "credit.batches", "at least 2 validation batches", self.batches)
+        _check(
+            isinstance(self.confidence, float) and 0.5 < self.confidence < 1,
+            "credit.confidence",
+            "in (0.5, 1)",
+            self.confidence,
+        )
+        _check(_is_count(self.max_groups), "credit.max_groups", "at least 1 measurement", self.max_groups)
+        _check(bool(self.monitor), "credit.monitor", "the name of a logged metric", self.monitor)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RolloutConfig:
+    """Who grows at all.
+
+    Precedence: ``enabled: false`` turns everybody off; then the blocklist turns off; then the
+    allowlist turns on; then the cohort bucket of the unit must lie below the percentage.
+
+    Args:
+        enabled: Kill switch.
+        percentage: Share of units in the cohort, in [0, 100].
+        unit: What a cohort is made of: whole models (by ``model_id``) or single layers.
+        allowlist: Globs over unit ids that are on whatever the percentage.
+        blocklist: Globs over unit ids that are off whatever else says.
+        salt: Cohorts of different salts are independent.
+    """
+
+    enabled: bool = True
+    percentage: float = 100.0
+    unit: Literal["model", "layer"] = "model"
+    allowlist: tuple[str, ...] = ()
+    blocklist: tuple[str, ...] = ()
+    salt: str = "chunked_layers"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "allowlist", _patterns(self.allowlist, "rollout.allowlist"))
+        object.__setattr__(self, "blocklist", _patterns(self.blocklist, "rollout.blocklist"))
+        _check(isinstance(self.enabled, bool), "rollout.enabled", "true or false", self.enabled)
+        _check(
+            isinstance(self.percentage, (int, float))
+            and not isinstance(self.percentage, bool)
+            and 0 <= self.percentage <= 100,
+            "rollout.percentage",
+            "a percentage in [0, 100]",
+            self.percentage,
+        )
+        _check(self.unit in ("model", "layer"), "rollout.unit", "'model' or 'layer'", self.unit)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TelemetryConfig:
+    """What is observed and where it goes.
+
+    Args:
+        every_n_steps: Training steps between two samples of the layers' activations, ``>= 1``;
+            0 turns activation statistics off.
+        log: Whether statistics and counts are logged to the Trainer's loggers.
+        events: Whether events are appended to ``morpho_events.jsonl`` in the run's log directory.
+        table: Whether the table of seeds is printed when training ends.
+    """
+
+    every_n_steps: int = 16
+    log: bool = True
+    events: bool = True
+    table: bool = True
+
+    def __post_init__(self) -> None:
+        _check(_is_count(self.every_n_steps, 0), "telemetry.every_n_steps", "at least 0 steps", self.every_n_steps)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MorphoConfig:
+    """Everything that :func:`~lightning_morpho.morph_` needs: which layers, what grows, how much.
+
+    Args:
+        layers: Which layers grow, and how finely.
+        blueprint: What grows at a germination.
+        lifecycle: How long a seed stays in each stage.
+        warmup: Warm-up of newborns.
+        budget: Limit on added parameters.
+        rollout: Who grows at all.
+        model_id: Identity of the model in the rollout's cohorts.
+        seed: Random seed of new parameters; equal on every rank.
+    """
+
+    layers: LayersConfig = field(default_factory=LayersConfig)
+    blueprint: BlueprintConfig = field(default_factory=BlueprintConfig)
+    lifecycle: LifecycleConfig = field(default_factory=LifecycleConfig)
+    warmup: WarmupConfig = field(default_factory=WarmupConfig)
+    budget: BudgetConfig = field(default_factory=BudgetConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    model_id: str = "model"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for item in fields(self):
+            if item.default_factory is not _NO_FACTORY:
+                check_section(item.name, getattr(self, item.name), item.default_factory)
+        _check(isinstance(self.model_id, str) and bool(self.model_id), "model_id", "a non-empty name", self.model_id)
+        _check(_is_count(self.seed, 0), "seed", "a non-negative integer", self.seed)
+
+
+_NO_FACTORY = MorphoConfig.__dataclass_fields__["seed"].default_factory
+
+
+def check_section(name: str, value: object, expected: Any) -> None:
+    """Refuse a configuration section of the wrong type, above all Hydra's bare string.
+
+    Raises:
+        TypeError: If ``value`` is not an ``expected``.
+    """
+    if isinstance(value, expected):
+        return
+    wanted = f"an instance of {expected.__name__}"
+    if isinstance(value, str):
+        raise TypeError(
+            f"`{name}` must be {wanted}, got the bare string {value!r}: Hydra found no config group for it. "
+            f"Choose it in the defaults list or on the command line as `morpho/{name}={value}` "
+            "and check that this file exists."
+        )
+    raise TypeError(
+        f"`{name}` must be {wanted}, got {type(value).__name__}. "
+        f"In YAML give it `_target_: lightning_morpho.{expected.__name__}`."
+    )

@@ -1,0 +1,186 @@
+"""The circle of one decision tick, for a model in any training loop."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
+from typing import Any
+
+import numpy as np
+
+from lightning_morpho.layers import HybridKasminaLayer, Transition
+from lightning_morpho.lifecycle import Stage
+from lightning_morpho.optim import OptimizerLink
+from lightning_morpho.tamiyo import (
+    Cull,
+    Decision,
+    Germinate,
+    Keep,
+    LayerView,
+    Measure,
+    Measurement,
+    Observation,
+    SeedView,
+    Tamiyo,
+)
+from lightning_morpho.tamiyo.observation import SeedKey
+from lightning_morpho.telemetry.events import Event, SeedRecord
+
+log = logging.getLogger(__name__)
+
+Measurer = Callable[[Sequence[SeedKey]], list[Measurement]]
+"""Measures what the held-out loss loses without each of these seeds."""
+
+
+class GrowthEngine:
+    """Brings layers, controller and optimizers together once a tick.
+
+    Args:
+        layers: The hybrid layers by name.
+        tamiyo: The controller.
+        optimizers: Link to the run's optimizers.
+        on_event: Receives each event as it happens.
+
+    Attributes:
+        ticks: Decision ticks so far.
+        losses: Validation loss at each of them, None where there was none.
+        records: Everything known of each seed that has left dormancy, in order of germination.
+    """
+
+    def __init__(
+        self,
+        layers: Mapping[str, HybridKasminaLayer],
+        tamiyo: Tamiyo,
+        optimizers: OptimizerLink,
+        on_event: Callable[[Event], None] = lambda event: None,
+    ) -> None:
+        self.layers = layers
+        self.tamiyo = tamiyo
+        self.optimizers = optimizers
+        self.on_event = on_event
+        self.ticks = 0
+        self.step = 0
+        self.losses: list[float | None] = []
+        self.records: list[SeedRecord] = []
+        for layer in layers.values():
+            layer.morpho.on_transition = self._record
+
+    def close(self) -> None:
+        """Let go of layers and optimizers."""
+        self.optimizers.close()
+        for layer in self.layers.values():
+            layer.morpho.on_transition = None
+
+    def tick(self, *, step: int, total_steps: int | None, loss: float | None, measure: Measurer | None) -> None:
+        """One decision tick: ages and alphas move, Tamiyo decides, the decisions are carried out.
+
+        Args:
+            step: Optimizer steps done.
+            total_steps: Optimizer steps of the whole training, None if unknown.
+            loss: Latest validation loss, equal on every rank; None if there is none.
+            measure: Measures seeds on held-out data; None if no held-out loss can be had.
+        """
+        self.ticks += 1
+        self.step = step
+        self.losses.append(loss)
+        for layer in self.layers.values():
+            layer.morpho.advance()
+        observation = self.observe(step, total_steps, measure is not None)
+        decisions = self.tamiyo.decide(observation)
+        wanted = [key for d in decisions if isinstance(d, Measure) for key in d.seeds]
+        if wanted and measure is not None:
+            decisions = self.tamiyo.decide(replace(observation, measurements=tuple(measure(wanted))))
+        for decision in decisions:
+            self._apply(decision)
+        self.optimizers.drop_stale_state()
+
+    def _apply(self, decision: Decision) -> None:
+        if isinstance(decision, Germinate):
+            self.layers[decision.layer].morpho.germinate(decision.chunks, reason=decision.reason)
+        elif isinstance(decision, (Keep, Cull)):
+            layer, chunk = decision.seed
+            seeds = self.layers[layer].morpho
+            act = seeds.keep if isinstance(decision, Keep) else seeds.cull
+            act([chunk], reason=decision.reason, figures=decision.figures)
+
+    def observe(self, step: int, total_steps: int | None, can_measure: bool) -> Observation:
+        """What Tamiyo is to see."""
+        return Observation(
+            tick=self.ticks,
+            step=step,
+            total_steps=total_steps,
+            losses=tuple(self.losses),
+            germinations=sum(layer.morpho.events for layer in self.layers.values()),
+            layers=tuple(_view(name, layer) for name, layer in self.layers.items()),
+            can_measure=can_measure,
+        )
+
+    @property
+    def live_parameters(self) -> int:
+        """Parameters that growth has added and not taken back."""
+        return sum(layer.morpho.live_parameters for layer in self.layers.values())
+
+    def counts(self) -> dict[Stage, int]:
+        """Number of seeds in each stage, over all layers."""
+        stages = np.concatenate([layer.morpho.state.stage for layer in self.layers.values()])
+        numbers = np.bincount(stages, minlength=len(Stage))
+        return {stage: int(numbers[stage]) for stage in Stage}
+
+    def _record(self, transition: Transition) -> None:
+        event = Event(tick=self.ticks, step=self.step, transition=transition)
+        if transition.source is Stage.DORMANT:
+            self.records.append(SeedRecord.born(event))
+        else:
+            key = (transition.layer, transition.chunk, transition.generation)
+            for i in range(len(self.records) - 1, -1, -1):
+                if self.records[i].key == key:
+                    self.records[i] = self.records[i].updated(event)
+                    break
+        self.on_event(event)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Counters and records as plain values."""
+        return {
+            "ticks": self.ticks,
+            "step": self.step,
+            "losses": list(self.losses),
+            "records": [asdict(record) for record in self.records],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what :meth:`state_dict` gave."""
+        self.ticks, self.step = state["ticks"], state["step"]
+        self.losses = list(state["losses"])
+        self.records = [SeedRecord(**record) for record in state["records"]]
+
+
+def _view(name: str, layer: HybridKasminaLayer) -> LayerView:
+    seeds, state = layer.morpho, layer.morpho.state
+    active_ticks = seeds.config.lifecycle.active_ticks
+    views = []
+    for chunk in (state.stage != Stage.DORMANT).nonzero()[0].tolist():
+        seed = seeds.seed_at(chunk)
+        fading = bool(state.fading[chunk])
+        due = seed.stage is Stage.ACTIVE and not fading and seed.age >= active_ticks
+        views.append(
+            SeedView(
+                chunk=chunk,
+                generation=seed.generation,
+                stage=seed.stage,
+                age=seed.age,
+                alpha=seed.alpha,
+                bed=seed.bed,
+                fading=fading,
+                due=due,
+            )
+        )
+    return LayerView(
+        name=name,
+        features=layer.chunks.num_features,
+        bed_parameters=seeds.blueprint.numel(),
+        free_beds=seeds.free_beds,
+        dormant=tuple(state.where(Stage.DORMANT).tolist()),
+        seeds=tuple(views),
+        statistics={key: tuple(values.tolist()) for key, values in seeds.health.items()},
+    )

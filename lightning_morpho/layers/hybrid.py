@@ -1,0 +1,216 @@
+"""The layers themselves: a class swapped in over ``nn.Linear`` or ``nn.ConvNd``, which stays what it was."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from lightning_morpho.blueprints import Blueprint, Site, blueprint_type, is_eligible_type
+from lightning_morpho.chunks import ChunkManager
+from lightning_morpho.config import MorphoConfig
+from lightning_morpho.layers.seeds import SeedBeds
+from lightning_morpho.lifecycle import LifecycleError
+from lightning_morpho.state import LogicalSeed
+
+
+class ChunkedKasminaLayer(nn.Module):
+    """A base layer whose output is split into chunks, each with a seed.
+
+    Constructing it swaps the class of the given layer in place, as ``torch.nn.utils.parametrize`` does,
+    and returns that same object: ``isinstance(layer, nn.Linear)``, ``layer.weight``, the keys of its
+    ``state_dict`` and its hooks stay. It gains one child module, ``morpho``, that holds the seeds.
+
+    Args:
+        layer: Exactly an ``nn.Linear``, ``nn.Conv1d``, ``nn.Conv2d`` or ``nn.Conv3d``.
+        config: Number of seeds and beds, blueprint, lifecycle; its patterns, budget and rollout concern
+            whole models and are not looked at here.
+        name: Name in events and messages.
+
+    Raises:
+        TypeError: If the layer's type is another one.
+        ValueError: For more seeds than features, or an unknown blueprint.
+
+    Example:
+        >>> from lightning_morpho import LayersConfig
+        >>> layer = ChunkedKasminaLayer(nn.Linear(8, 6), MorphoConfig(layers=LayersConfig(num_seeds=3)))
+        >>> layer.request_germination([0, 2])
+        [0, 2]
+        >>> layer.seed(2)
+        LogicalSeed(chunk=2, generation=0, stage=LOADING, alpha=1, age=0, blueprint='neurons')
+    """
+
+    morpho: SeedBeds
+    _morpho_idle: bool
+
+    def __new__(cls, layer: nn.Module, config: MorphoConfig | None = None, name: str = "layer") -> ChunkedKasminaLayer:
+        """Return the given layer, swapped; everything is checked before anything changes."""
+        config = config or MorphoConfig()
+        return attach_(cls, layer, plan_blueprint(layer, config), config.layers.beds, config, name)
+
+    def __init__(self, layer: nn.Module, config: MorphoConfig | None = None, name: str = "layer") -> None:
+        # nn.Module's own would erase the parameters of the layer that __new__ returned.
+        pass
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        """Pickle and copy by the two classes that make up the dynamic one."""
+        mixin, base = type(self).__bases__
+        return _bare, (mixin, base), self.__dict__
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore a copy, and link its seeds to it."""
+        super().__setstate__(state)
+        self._link()
+
+    def _link(self) -> None:
+        self.morpho.on_change = self._choose_path
+        self._choose_path()
+
+    def _choose_path(self) -> None:
+        # Lies in the layer's own __dict__: the one thing that a dormant forward pass looks at.
+        self.__dict__["_morpho_idle"] = self.morpho.idle
+
+    def forward(self, input: Tensor) -> Tensor:
+        """The base layer's output, plus what the seeds add."""
+        if self._morpho_idle:
+            return super().forward(input)
+        return self.morpho(input, super().forward(input))
+
+    @property
+    def num_seeds(self) -> int:
+        """Seeds of this layer, one a chunk."""
+        return len(self.morpho.state)
+
+    @property
+    def chunks(self) -> ChunkManager:
+        """Layout of the chunks."""
+        return self.morpho.blueprint.site.chunks
+
+    def seed(self, chunk: int) -> LogicalSeed:
+        """View of the current seed of a chunk.
+
+        Raises:
+            ValueError: For a chunk out of range.
+        """
+        self.chunks.check_index(chunk)
+        return self.morpho.seed_at(chunk)
+
+    def request_germination(self, chunks: int | Iterable[int] | None = None) -> list[int]:
+        """Grow the blueprint in these chunks at once. The layer's output does not change by it.
+
+        Args:
+            chunks: One chunk, several, or None for every dormant one.
+
+        Returns:
+            The chunks that germinated.
+
+        Raises:
+            ValueError: For a chunk out of range or named twice.
+            LifecycleError: If a seed is not dormant or no bed is free.
+        """
+        return self.morpho.germinate([chunks] if isinstance(chunks, int) else chunks)
+
+    def cancel_germination(self, chunk: int) -> None:
+        """Take a live seed back: it fades out over the next ticks and is culled.
+
+        Raises:
+            ValueError: For a chunk out of range.
+            LifecycleError: If its seed is not live.
+        """
+        self.morpho.cull([chunk], reason="cancelled")
+
+    def extra_repr(self) -> str:
+        """The base layer's, and the seeds'."""
+        return f"{super().extra_repr()}, seeds={self.num_seeds}, beds={len(self.morpho.beds)}"
+
+
+class HybridKasminaLayer(ChunkedKasminaLayer):
+    """Base and chunked implementation behind one switch.
+
+    While every seed is dormant both are the same function, bit for bit. Switching keeps all state.
+    """
+
+    _morpho_implementation: Literal["base", "chunked"] = "chunked"
+
+    @property
+    def implementation(self) -> Literal["base", "chunked"]:
+        """Which implementation runs: ``"chunked"``, or ``"base"`` as if there were no seeds."""
+        return self._morpho_implementation
+
+    @implementation.setter
+    def implementation(self, value: Literal["base", "chunked"]) -> None:
+        if value not in ("base", "chunked"):
+            raise ValueError(f"`implementation` must be 'base' or 'chunked', got {value!r}.")
+        self._morpho_implementation = value
+        self._choose_path()
+
+    def _choose_path(self) -> None:
+        self.__dict__["_morpho_idle"] = self._morpho_implementation == "base" or self.morpho.idle
+
+
+def plan_blueprint(layer: nn.Module, config: MorphoConfig) -> Blueprint:
+    """Check that seeds can grow in a layer, and describe what they would be.
+
+    Raises:
+        TypeError: If the layer's type is not an eligible one.
+        ValueError: For more seeds than features, or an unknown blueprint.
+    """
+    if not is_eligible_type(type(layer)):
+        raise TypeError(
+            f"`layer` must be exactly an nn.Linear, nn.Conv1d, nn.Conv2d or nn.Conv3d, got {type(layer).__name__}."
+        )
+    features = layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
+    site = Site.of(layer, ChunkManager(int(features), config.layers.num_seeds))  # type: ignore[arg-type]
+    return blueprint_type(config.blueprint.kind)(site, config.blueprint)
+
+
+def attach_(
+    mixin: type[ChunkedKasminaLayer],
+    layer: nn.Module,
+    blueprint: Blueprint,
+    beds: int,
+    config: MorphoConfig,
+    name: str,
+) -> ChunkedKasminaLayer:
+    """Swap the class of a layer in place and give it seeds."""
+    seeds = SeedBeds(name, blueprint, beds, layer.weight, config)  # type: ignore[arg-type]
+    layer.__class__ = _swapped(mixin, type(layer))
+    layer.morpho = seeds
+    assert isinstance(layer, ChunkedKasminaLayer)
+    layer._link()
+    return layer
+
+
+def detach_(layer: ChunkedKasminaLayer) -> nn.Module:
+    """Give a dormant layer its own class back, in place.
+
+    Raises:
+        LifecycleError: If a seed lives in it: its function would change.
+    """
+    if not layer.morpho.dormant:
+        raise LifecycleError(
+            f"Layer `{layer.morpho.name}` holds live seeds; removing them would change what it computes. "
+            "Cull them first."
+        )
+    del layer.morpho
+    for key in [k for k in layer.__dict__ if k.startswith("_morpho")]:
+        del layer.__dict__[key]
+    layer.__class__ = type(layer).__bases__[1]
+    return layer
+
+
+_SWAPPED: dict[tuple[type[nn.Module], type[nn.Module]], type[nn.Module]] = {}
+
+
+def _swapped(mixin: type[nn.Module], base: type[nn.Module]) -> type[nn.Module]:
+    """The dynamic class of two, always the same object."""
+    if (mixin, base) not in _SWAPPED:
+        name = mixin.__name__.removesuffix("KasminaLayer") + base.__name__
+        _SWAPPED[mixin, base] = type(name, (mixin, base), {"__module__": mixin.__module__})
+    return _SWAPPED[mixin, base]
+
+
+def _bare(mixin: type[nn.Module], base: type[nn.Module]) -> nn.Module:
+    """An instance of the dynamic class without any state, for pickle and copy."""
+    return object.__new__(_swapped(mixin, base))

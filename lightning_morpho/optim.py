@@ -1,0 +1,146 @@
+"""What optimizers must know about beds: group membership, fresh state, newborn warm-up, equal gradients."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from lightning_morpho.layers import Bed, HybridKasminaLayer
+
+log = logging.getLogger(__name__)
+
+
+def beds_of(layers: Mapping[str, HybridKasminaLayer]) -> Iterator[tuple[str, Bed]]:
+    """All beds, with the name of their layer."""
+    for name, layer in layers.items():
+        for bed in layer.morpho.beds:
+            assert isinstance(bed, Bed)
+            yield name, bed
+
+
+class OptimizerLink:
+    """Connects the beds of a model with its optimizers for the length of a run.
+
+    It puts beds that no optimizer holds into the parameter group of their layer's weight, drops what an
+    optimizer remembers of a bed's earlier use, counts optimizer steps, and shortens the updates of
+    newborns: after a step, ``p <- p_old + s * (p - p_old)``, with ``s`` rising linearly to 1 over the
+    warm-up. That works with any optimizer and adds no parameter group.
+
+    Args:
+        layers: The hybrid layers by name.
+        optimizers: All optimizers of the run, before their first step.
+
+    Attributes:
+        added: One line for each layer whose beds had to be added to an optimizer.
+
+    Raises:
+        ValueError: If beds of a layer are in no optimizer and it is not clear which one to take.
+    """
+
+    def __init__(self, layers: Mapping[str, HybridKasminaLayer], optimizers: Sequence[Optimizer]) -> None:
+        self.layers = layers
+        self.optimizers = tuple(optimizers)
+        self.added = self._add_missing()
+        members = [{id(p) for p in _parameters(optimizer)} for optimizer in self.optimizers]
+        self._beds: dict[int, list[Bed]] = {
+            i: [bed for _, bed in beds_of(layers) if any(id(p) in held for p in bed.parameters())]
+            for i, held in enumerate(members)
+        }
+        self._layers: dict[int, list[HybridKasminaLayer]] = {
+            i: [layer for layer in layers.values() if any(id(p) in held for p in layer.morpho.parameters())]
+            for i, held in enumerate(members)
+        }
+        self._before: dict[int, list[tuple[Tensor, Tensor, float]]] = {}
+        self._handles = []
+        for i, optimizer in enumerate(self.optimizers):
+            self._handles += [
+                optimizer.register_step_pre_hook(lambda *_, i=i: self._before_step(i)),
+                optimizer.register_step_post_hook(lambda *_, i=i: self._after_step(i)),
+            ]
+
+    def close(self) -> None:
+        """Leave the optimizers alone again."""
+        for handle in self._handles:
+            handle.remove()
+
+    def _add_missing(self) -> list[str]:
+        homes: dict[int, dict[str, Any]] = {
+            id(p): group for optimizer in self.optimizers for group in optimizer.param_groups for p in group["params"]
+        }
+        missing = {
+            name: [p for p in layer.morpho.parameters() if id(p) not in homes] for name, layer in self.layers.items()
+        }
+        homeless = [n for n, ps in missing.items() if ps and id(_weight(self.layers[n])) not in homes]
+        if homeless and len(self.optimizers) != 1:
+            raise ValueError(
+                f"The weights of {homeless} are in none of the {len(self.optimizers)} optimizers, so it is not "
+                "clear which one should train their seeds. Give their parameters to one in `configure_optimizers`, "
+                "or leave these layers out with `layers.exclude`."
+            )
+        added = []
+        for name, parameters in missing.items():
+            if parameters:
+                group = homes.get(id(_weight(self.layers[name])), self.optimizers[0].param_groups[0])
+                group["params"].extend(parameters)
+                added.append(f"`{name}`: {len(parameters)} parameters of its beds were in no optimizer, added")
+        return added
+
+    def drop_stale_state(self) -> None:
+        """Forget the moments and step counters of beds that were freed or taken again."""
+        for _, bed in beds_of(self.layers):
+            if bed.stale:
+                for optimizer in self.optimizers:
+                    for parameter in bed.parameters():
+                        optimizer.state.pop(parameter, None)
+                bed.stale = False
+
+    def _before_step(self, index: int) -> None:
+        self.drop_stale_state()
+        self._before[index] = [
+            (p, p.detach().clone(), (bed.steps + 1) / bed.warmup)
+            for bed in self._beds[index]
+            if bed.newborn
+            for p in bed.parameters()
+        ]
+
+    def _after_step(self, index: int) -> None:
+        with torch.no_grad():
+            for parameter, before, share in self._before.pop(index, ()):
+                if share < 1:
+                    parameter.lerp_(before, 1 - share)
+        for bed in self._beds[index]:
+            if not bed.free:
+                bed.steps += 1
+        for layer in self._layers[index]:
+            layer.morpho.steps += 1
+
+    def average_gradients(self, optimizer: Optimizer) -> None:
+        """Make the gradients of live beds the mean over all ranks; nothing to do in one process.
+
+        Beds are kept out of DDP's reducer, which fails on parameters that are not used in a step.
+        """
+        if not (dist.is_available() and dist.is_initialized()):
+            return
+        for bed in self._beds[self.optimizers.index(optimizer)]:
+            for parameter in bed.parameters():
+                if parameter.requires_grad:
+                    if parameter.grad is None:
+                        parameter.grad = torch.zeros_like(parameter)
+                    dist.all_reduce(parameter.grad)
+                    parameter.grad /= dist.get_world_size()
+
+
+def _parameters(optimizer: Optimizer) -> Iterator[Tensor]:
+    return (p for group in optimizer.param_groups for p in group["params"])
+
+
+def _weight(layer: nn.Module) -> Tensor:
+    weight = layer.weight
+    assert isinstance(weight, Tensor)
+    return weight

@@ -1,0 +1,121 @@
+"""Events of a run: one JSON line each, and what they add up to for each seed."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from lightning_morpho.layers import Transition
+from lightning_morpho.lifecycle import Stage
+
+EVENTS_FILE = "morpho_events.jsonl"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Event:
+    """A transition, and when it happened.
+
+    Attributes:
+        tick: Decision tick, 0 before the first.
+        step: Optimizer steps done.
+        transition: What happened.
+    """
+
+    tick: int
+    step: int
+    transition: Transition
+
+    def to_dict(self, **context: Any) -> dict[str, Any]:
+        """Plain values, as they stand in the event log."""
+        t = self.transition
+        return {
+            "event": "transition",
+            "tick": self.tick,
+            "step": self.step,
+            **context,
+            "layer": t.layer,
+            "chunk": t.chunk,
+            "generation": t.generation,
+            "blueprint": t.blueprint,
+            "from": t.source.name,
+            "to": t.target.name,
+            "reason": t.reason,
+            "figures": {name: None if math.isnan(value) else value for name, value in t.figures.items()},
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeedRecord:
+    """The life of one seed that has left dormancy.
+
+    Attributes:
+        layer: Its layer.
+        chunk: Its chunk.
+        generation: How many seeds the chunk had before.
+        blueprint: What it grew.
+        born_tick: Tick of its germination.
+        born_step: Optimizer steps done then.
+        stage: Name of its present or last stage.
+        tick: Tick at which it entered that.
+        reason: Why it entered that.
+        figures: The numbers that decided it.
+    """
+
+    layer: str
+    chunk: int
+    generation: int
+    blueprint: str
+    born_tick: int
+    born_step: int
+    stage: str
+    tick: int
+    reason: str
+    figures: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def key(self) -> tuple[str, int, int]:
+        """Layer, chunk and generation."""
+        return self.layer, self.chunk, self.generation
+
+    @classmethod
+    def born(cls, event: Event) -> SeedRecord:
+        """The record of a seed that germinates."""
+        t = event.transition
+        return cls(
+            layer=t.layer,
+            chunk=t.chunk,
+            generation=t.generation,
+            blueprint=t.blueprint,
+            born_tick=event.tick,
+            born_step=event.step,
+            stage=t.target.name,
+            tick=event.tick,
+            reason=t.reason,
+        )
+
+    def updated(self, event: Event) -> SeedRecord:
+        """The record after one more transition; the return to DORMANT is the next seed's matter."""
+        t = event.transition
+        if t.target is Stage.DORMANT:
+            return self
+        figures = dict(t.figures) or dict(self.figures)
+        return replace(self, stage=t.target.name, tick=event.tick, reason=t.reason, figures=figures)
+
+
+def append_event(path: Path, entry: Mapping[str, Any]) -> None:
+    """Add one line to an event log; the file and its folder are made if need be."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(entry) + "\n")
+
+
+def read_events(path: Path) -> Iterator[dict[str, Any]]:
+    """The entries of an event log, in order; a line cut off by a kill is left out."""
+    with path.open(encoding="utf-8") as file:
+        for line in file:
+            if line.endswith("\n"):
+                yield json.loads(line)

@@ -1,0 +1,62 @@
+"""The built wheel, installed and used outside the checkout: what a user of the package index gets."""
+
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+USE = """
+import pathlib, sys
+import lightning_morpho
+from hydra import compose, initialize_config_module
+
+installed = pathlib.Path(lightning_morpho.__file__).resolve()
+assert installed.is_relative_to(pathlib.Path(sys.argv[1]).resolve()), installed
+with initialize_config_module("lightning_morpho.configs", version_base="1.3"):
+    print(compose("train", ["experiment=mnist1d"]).morpho._target_)
+print(lightning_morpho.MorphoCallback().__class__.__name__)
+"""
+
+
+def _run(*command: str, cwd: Path, **env: str) -> str:
+    done = subprocess.run(
+        [sys.executable, *command], cwd=cwd, env=env or None, capture_output=True, text=True, timeout=200
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("dist")
+    # Through the source distribution, as a release is built: it must hold all that the wheel needs.
+    _run("-m", "build", "--no-isolation", "--outdir", str(folder), str(ROOT), cwd=folder)
+    (built,) = folder.glob("*.whl")
+    return built
+
+
+@pytest.mark.slow
+def test_wheel_holds_configs_and_type_marker_and_no_tests(wheel):
+    shipped = set(zipfile.ZipFile(wheel).namelist())
+    presets = {f"lightning_morpho/{path.relative_to(ROOT)}" for path in ROOT.glob("configs/**/*.yaml")}
+    assert presets
+    assert {"lightning_morpho/py.typed", *presets} <= shipped
+    foreign = {name for name in shipped if not name.startswith(("lightning_morpho/", "lightning_morpho-"))}
+    assert not foreign
+
+
+@pytest.mark.slow
+def test_installed_wheel_works_outside_the_checkout(wheel, tmp_path):
+    site, work = tmp_path / "site", tmp_path / "work"
+    work.mkdir()
+    _run("-m", "pip", "install", "--no-deps", "--no-index", "--target", str(site), str(wheel), cwd=work)
+    printed = _run("-c", USE, str(site), cwd=work, PYTHONPATH=str(site))
+    assert printed.split() == ["lightning_morpho.MorphoCallback", "MorphoCallback"]
+    composed = _run(
+        "-m", "lightning_morpho.train", "experiment=mnist1d", "--cfg", "job", cwd=work, PYTHONPATH=str(site)
+    )
+    assert "_target_: lightning_morpho.RolloutConfig" in composed
