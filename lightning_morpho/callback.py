@@ -126,12 +126,21 @@ class MorphoCallback(Callback):
         self._batches = 0
         self._val_loss: float | None = None
         self._has_loss: bool | None = None
+        self._attached = False
 
     # ------------------------------------------------------------------ before optimizers exist
+    @property
+    @override
+    def state_key(self) -> str:
+        """Name of this callback's state in a checkpoint."""
+        # Distinct until `setup`: a second callback is to meet our message, not Lightning's about state keys.
+        return "MorphoCallback" if self._attached else f"MorphoCallback-{id(self)}"
+
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Arrange that the layers are swapped right after ``configure_model``, before optimizers exist."""
         self._check_trainer(trainer)
+        self._attached = True
         original = pl_module.configure_model
 
         def configure_model() -> None:
@@ -169,10 +178,15 @@ class MorphoCallback(Callback):
         """Connect layers, optimizers and controller; say what will grow."""
         layers = hybrid_layers(pl_module)
         if self.report is not None:
-            rank_zero_info(f"MorphoCallback: {self.report}")
+            rank_zero_info(f"MorphoCallback: {self.report.summary()}")
         if not layers:
             rank_zero_info("MorphoCallback: the rollout selects no layer, this run trains without growth.")
             return
+        if not trainer.enable_validation:
+            rank_zero_warn(
+                "MorphoCallback: there is no validation in this run, so seeds are kept without judgement. "
+                "Give the Trainer a validation loader and the module a `validation_step`."
+            )
         link = OptimizerLink(layers, trainer.optimizers)
         for line in link.added:
             rank_zero_info(f"MorphoCallback: {line}.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -12,6 +13,8 @@ from lightning_morpho.config import MorphoConfig
 from lightning_morpho.layers import HybridKasminaLayer, attach_, detach_, plan_blueprint
 from lightning_morpho.lifecycle import LifecycleError
 from lightning_morpho.rollout import decide
+
+WRONG_TYPE = "no seeds grow in this type (exactly nn.Linear, nn.Conv1d/2d/3d)"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,14 +69,24 @@ class EligibilityReport:
 
     def __str__(self) -> str:
         """A table, one line a module."""
-        width = max((len(m.name) for m in self.modules), default=0)
-        kind = max((len(m.type) for m in self.modules), default=0)
-        lines = [f"  {'+' if m.taken else '-'} {m.name:<{width}}  {m.type:<{kind}}  {m.reason}" for m in self.modules]
-        summary = (
-            f"{len(self.taken)} of {len(self.modules)} modules grow: {self.seeds} seeds; their beds hold "
+        return "\n".join([self._headline(), *_table(self.modules)])
+
+    def summary(self) -> str:
+        """The same for the layers in which seeds could grow; other modules are only counted."""
+        layers = [m for m in self.modules if m.reason != WRONG_TYPE]
+        return "\n".join([self._headline(), *_table(layers)])
+
+    def _headline(self) -> str:
+        return (
+            f"{len(self.taken)} of {len(self.modules)} modules grow: {_plural(self.seeds, 'seed')}; their beds hold "
             f"{self.allocated:,} parameters (budget {self.budget:,})."
         )
-        return "\n".join([summary, *lines])
+
+
+def _table(modules: Sequence[ModuleReport]) -> list[str]:
+    width = max((len(m.name) for m in modules), default=0)
+    kind = max((len(m.type) for m in modules), default=0)
+    return [f"  {'+' if m.taken else '-'} {m.name:<{width}}  {m.type:<{kind}}  {m.reason}" for m in modules]
 
 
 def hybrid_layers(model: nn.Module) -> dict[str, HybridKasminaLayer]:
@@ -99,7 +112,7 @@ def _shielded(model: nn.Module) -> dict[str, str]:
 def _left(name: str, module: nn.Module, config: MorphoConfig, shielded: dict[str, str]) -> str | None:
     """Why no seeds grow in a module, None if they may."""
     if not is_eligible_type(type(module)):
-        return "no seeds grow in this type (exactly nn.Linear, nn.Conv1d/2d/3d)"
+        return WRONG_TYPE
     if name in shielded:
         return shielded[name]
     if not any(fnmatchcase(name, p) for p in config.layers.include):
