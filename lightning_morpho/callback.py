@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import inspect
-import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
-from lightning.pytorch.utilities import CombinedLoader, rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from rich.console import Console
-from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from typing_extensions import override
 
-from lightning_morpho import credit
 from lightning_morpho.blueprints import blueprint_type
 from lightning_morpho.config import (
     BlueprintConfig,
@@ -35,14 +30,13 @@ from lightning_morpho.config import (
     check_section,
 )
 from lightning_morpho.engine import GrowthEngine
+from lightning_morpho.integrations import LossFunction, loss_of, measure_seeds
 from lightning_morpho.lifecycle import Stage
 from lightning_morpho.optim import OptimizerLink
 from lightning_morpho.surgery import EligibilityReport, hybrid_layers, morph_
 from lightning_morpho.tamiyo import Measurement, OneRound, Tamiyo
 from lightning_morpho.tamiyo.observation import SeedKey
 from lightning_morpho.telemetry import EVENTS_FILE, ChunkStatistics, Event, append_event, seed_table
-
-log = logging.getLogger(__name__)
 
 
 class MorphoCallback(Callback):
@@ -92,7 +86,7 @@ class MorphoCallback(Callback):
         credit: CreditConfig | None = None,
         telemetry: TelemetryConfig | None = None,
         every_n_steps: int | None = None,
-        loss_fn: Callable[[LightningModule, Any], Tensor] | None = None,
+        loss_fn: LossFunction | None = None,
         model_id: str = "model",
         seed: int = 0,
     ) -> None:
@@ -247,7 +241,7 @@ class MorphoCallback(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Learn whether ``validation_step`` returns a loss."""
-        if self._has_loss is None and (self.loss_fn is not None or _loss_of(outputs) is not None):
+        if self._has_loss is None and (self.loss_fn is not None or loss_of(outputs) is not None):
             self._has_loss = True
 
     @override
@@ -356,27 +350,10 @@ class MorphoCallback(Callback):
         if self._events_path is not None and trainer.is_global_zero:
             append_event(self._events_path, entry)
 
-    # ------------------------------------------------------------------ held-out loss
     def _measure(self, trainer: Trainer, pl_module: LightningModule, seeds: Sequence[SeedKey]) -> list[Measurement]:
+        """What the held-out loss loses without each of these seeds."""
         assert self.engine is not None
-        layers = self.engine.layers
-        loss = self.loss_fn
-
-        def batch_loss(batch: Any) -> Tensor:
-            with trainer.precision_plugin.val_step_context():
-                if loss is not None:
-                    return loss(pl_module, batch)
-                return validation_loss(pl_module, batch, self.credit.monitor)
-
-        return credit.measure(
-            pl_module,
-            layers,
-            credit.group_seeds(seeds, layers, self.credit.max_groups),
-            held_out_batches(trainer, pl_module, self.credit.batches),
-            batch_loss,
-            confidence=self.credit.confidence,
-            gather=_gather_ranks,
-        )
+        return measure_seeds(trainer, pl_module, self.engine.layers, seeds, self.credit, self.loss_fn)
 
     # ------------------------------------------------------------------ persistence
     @override
@@ -399,74 +376,3 @@ class MorphoCallback(Callback):
         self._state = state_dict
         self._batches = state_dict["batches"]
         self._val_loss, self._has_loss = state_dict["val_loss"], state_dict["has_loss"]
-
-
-def _loss_of(outputs: Any) -> Tensor | None:
-    """The loss in what ``validation_step`` returned, None if there is none."""
-    if isinstance(outputs, dict):
-        outputs = outputs.get("loss")
-    return outputs if isinstance(outputs, Tensor) and outputs.numel() == 1 else None
-
-
-def validation_loss(pl_module: LightningModule, batch: Any, monitor: str) -> Tensor:
-    """Run ``validation_step`` on one batch with ``log`` muted, and find its loss.
-
-    Args:
-        pl_module: The module, in eval mode.
-        batch: A batch on its device.
-        monitor: Name under which the loss is looked for among what the step logs, if it returns none.
-
-    Raises:
-        ValueError: If the step neither returns a loss nor logs one.
-    """
-    logged: dict[str, Any] = {}
-
-    def log_one(name: str, value: Any, *_: Any, **__: Any) -> None:
-        logged[name] = value
-
-    def log_all(dictionary: Any, *_: Any, **__: Any) -> None:
-        logged.update(dictionary)
-
-    arguments = {"batch": batch, "batch_idx": 0, "dataloader_idx": 0}
-    parameters = inspect.signature(pl_module.validation_step).parameters
-    positional = list(arguments.values())[: max(1, len(parameters))]
-    pl_module.__dict__.update(log=log_one, log_dict=log_all)
-    try:
-        loss = _loss_of(pl_module.validation_step(*positional))
-    finally:
-        del pl_module.__dict__["log"], pl_module.__dict__["log_dict"]
-    if loss is None and monitor in logged:
-        loss = torch.as_tensor(logged[monitor])
-    if loss is None:
-        raise ValueError(f"`validation_step` must return a loss or log `{monitor}`, it did neither.")
-    return loss
-
-
-def held_out_batches(trainer: Trainer, pl_module: LightningModule, most: int) -> Iterator[Any]:
-    """The first batches of the first validation loader, as validation sees them; its state is put back."""
-    loader: Any = trainer.val_dataloaders
-    while isinstance(loader, (list, tuple, dict, CombinedLoader)):
-        items = loader.flattened if isinstance(loader, CombinedLoader) else loader
-        loader = next(iter(items.values())) if isinstance(items, dict) else items[0]
-    sampler = getattr(loader, "sampler", None)
-    generators = {id(g): g for g in (getattr(loader, "generator", None), getattr(sampler, "generator", None)) if g}
-    states = [(g, g.get_state()) for g in generators.values()]
-    try:
-        for index, batch in enumerate(loader):
-            if index >= min(most, trainer.num_val_batches[0]):
-                break
-            batch = trainer.precision_plugin.convert_input(batch)
-            batch = pl_module.on_before_batch_transfer(batch, 0)
-            yield trainer.strategy.batch_to_device(batch, dataloader_idx=0)
-    finally:
-        for generator, state in states:
-            generator.set_state(state)
-
-
-def _gather_ranks(differences: Tensor) -> Tensor:
-    """Join the paired differences of all ranks, which may have seen different numbers of batches."""
-    if not (dist.is_available() and dist.is_initialized()):
-        return differences
-    parts: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(parts, differences)
-    return torch.cat(parts, dim=1)

@@ -29,6 +29,7 @@ class ModuleReport:
         seeds: Its seeds, one a chunk; 0 if it was left.
         beds: Germination events that it can hold; 0 if it was left.
         added_parameters: Parameters of its beds, allocated and dormant.
+        added_bytes: Memory of these.
     """
 
     name: str
@@ -38,6 +39,7 @@ class ModuleReport:
     seeds: int = 0
     beds: int = 0
     added_parameters: int = 0
+    added_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -77,9 +79,10 @@ class EligibilityReport:
         return "\n".join([self._headline(), *_table(layers)])
 
     def _headline(self) -> str:
+        memory = sum(m.added_bytes for m in self.modules) / 2**20
         return (
             f"{len(self.taken)} of {len(self.modules)} modules grow: {_plural(self.seeds, 'seed')}; their beds hold "
-            f"{self.allocated:,} parameters (budget {self.budget:,})."
+            f"{self.allocated:,} parameters (budget {self.budget:,}), {memory:.2f} MiB."
         )
 
 
@@ -166,7 +169,7 @@ def morph_(model: nn.Module, config: MorphoConfig | None = None) -> EligibilityR
     Call it before the optimizer is made. Everything is checked before anything is changed.
 
     Args:
-        model: Any module; a bare layer can't be swapped, it has no parent to be reported in.
+        model: Any module, a single layer too.
         config: Which layers, what grows, how much.
 
     Returns:
@@ -180,7 +183,7 @@ def morph_(model: nn.Module, config: MorphoConfig | None = None) -> EligibilityR
     Example:
         >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
         >>> print(morph_(model))
-        2 of 4 modules grow: 2 seeds; their beds hold 192 parameters (budget 100,000).
+        2 of 4 modules grow: 2 seeds; their beds hold 192 parameters (budget 100,000), 0.00 MiB.
           -    Sequential  no seeds grow in this type (exactly nn.Linear, nn.Conv1d/2d/3d)
           + 0  Linear      1 seed, 1 bed of 104 parameters
           - 1  ReLU        no seeds grow in this type (exactly nn.Linear, nn.Conv1d/2d/3d)
@@ -216,12 +219,17 @@ def morph_(model: nn.Module, config: MorphoConfig | None = None) -> EligibilityR
             reason = f"`budget.parameters` is spent: a bed here needs {cost:,}"
             reports.append(ModuleReport(name=name, type=kind, taken=False, reason=reason))
             continue
-        attach_(HybridKasminaLayer, module, plans[name], beds, config, name)
-        seeds = plans[name].site.chunks.num_chunks
-        reason = f"{_plural(seeds, 'seed')}, {_plural(beds, 'bed')} of {cost:,} parameters"
+        layer = attach_(HybridKasminaLayer, module, plans[name], beds, config, name or "model")
         reports.append(
             ModuleReport(
-                name=name, type=kind, taken=True, reason=reason, seeds=seeds, beds=beds, added_parameters=beds * cost
+                name=name,
+                type=kind,
+                taken=True,
+                reason=f"{_plural(layer.num_seeds, 'seed')}, {_plural(beds, 'bed')} of {cost:,} parameters",
+                seeds=layer.num_seeds,
+                beds=beds,
+                added_parameters=beds * cost,
+                added_bytes=sum(p.nbytes for p in layer.morpho.parameters()),
             )
         )
     return EligibilityReport(tuple(reports), budget)

@@ -170,6 +170,7 @@ def test_documented_command_runs_and_lists_the_layers_that_are_on(tmp_path):
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=200)
     output = done.stdout + done.stderr
     assert done.returncode == 0, output
-    assert "net." in output
+    assert "+ net.0" in output  # on; and below, off with the reason
+    assert "- net.2  Conv1d  cohort bucket 76.70 is not below 50 %" in output
     assert "test_acc" in output
     assert list(tmp_path.glob("runs/mnist1d/*/csv/metrics.csv"))

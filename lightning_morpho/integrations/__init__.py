@@ -1,0 +1,11 @@
+"""What only a Lightning Trainer can give."""
+
+from lightning_morpho.integrations.validation import (
+    LossFunction,
+    held_out_batches,
+    loss_of,
+    measure_seeds,
+    validation_loss,
+)
+
+__all__ = ["LossFunction", "held_out_batches", "loss_of", "measure_seeds", "validation_loss"]
