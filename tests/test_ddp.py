@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-
 from hosts import assert_equal
 
 pytestmark = pytest.mark.slow

@@ -36,9 +36,9 @@ def judge(observation: Observation) -> list[Decision]:
         if math.isnan(result.lower) and result.batches < 2:
             decisions.append(Keep(seed=key, reason="unjudged: fewer than two validation batches", figures=figures))
         elif result.lower > 0:
-            decisions.append(Keep(seed=key, reason="proven gain on held-out data", figures=figures))
+            decisions.append(Keep(seed=key, reason="proven gain", figures=figures))
         else:
-            decisions.append(Cull(seed=key, reason="no proven gain on held-out data", figures=figures))
+            decisions.append(Cull(seed=key, reason="no proven gain", figures=figures))
     return decisions
 
 
@@ -156,6 +156,7 @@ class Scripted(Tamiyo):
     events: Sequence[Mapping[str, Any]] = ()
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "events", tuple(self.events))
         for event in self.events:
             unknown = set(event) - {"tick", "layer", "chunks"}
             if unknown or not {"tick", "layer"} <= set(event):
