@@ -133,7 +133,7 @@ def test_warmup_is_a_share_of_the_steps_so_far_within_its_bounds(steps, share, l
     elif done * share <= least:
         assert length == least
     else:
-        assert 0 <= length - done * share < 1
+        assert 0 <= length - done * share <= 1  # 1 only where a tiny share is lost in rounding
 
 
 def test_no_warmup_when_turned_off():
