@@ -30,9 +30,15 @@ from lightning_morpho.config import (
     check_section,
 )
 from lightning_morpho.engine import GrowthEngine
-from lightning_morpho.integrations import LossFunction, loss_of, measure_seeds
+from lightning_morpho.integrations import (
+    LossFunction,
+    align_averages,
+    loss_of,
+    measure_seeds,
+    rebuild_averages,
+)
 from lightning_morpho.lifecycle import Stage
-from lightning_morpho.optim import OptimizerLink
+from lightning_morpho.optim import OptimizerLink, adopt_plain_state
 from lightning_morpho.surgery import EligibilityReport, hybrid_layers, morph_
 from lightning_morpho.tamiyo import Measurement, OneRound, Tamiyo
 from lightning_morpho.tamiyo.observation import SeedKey
@@ -121,6 +127,7 @@ class MorphoCallback(Callback):
         self._val_loss: float | None = None
         self._has_loss: bool | None = None
         self._attached = False
+        self._plain_checkpoint: dict[str, Any] | None = None
 
     # ------------------------------------------------------------------ before optimizers exist
     @property
@@ -141,7 +148,7 @@ class MorphoCallback(Callback):
             # Not functools.wraps: Lightning would take it for the original and never call it.
             pl_module.__dict__.pop("configure_model", None)
             original()
-            self._swap(pl_module)
+            self._swap(trainer, pl_module, stage)
 
         pl_module.configure_model = configure_model  # type: ignore[method-assign]
 
@@ -158,10 +165,11 @@ class MorphoCallback(Callback):
                 "Use a single device or `strategy='ddp'`, or leave the callback out."
             )
 
-    def _swap(self, pl_module: LightningModule) -> None:
+    def _swap(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if not hybrid_layers(pl_module):
             self.report = morph_(pl_module, self.config)
             self._state = None
+            rebuild_averages(trainer, pl_module, stage)
         # DDP's reducer fails on parameters that a step does not use; ours are averaged separately.
         beds = [name for name, _ in pl_module.named_parameters() if ".morpho." in f".{name}"]
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(pl_module, beds)
@@ -184,6 +192,10 @@ class MorphoCallback(Callback):
         link = OptimizerLink(layers, trainer.optimizers)
         for line in link.added:
             rank_zero_info(f"MorphoCallback: {line}.")
+        if self._plain_checkpoint is not None:
+            for saved, optimizer in zip(self._plain_checkpoint["optimizer_states"], trainer.optimizers, strict=True):
+                adopt_plain_state(saved, optimizer, layers)
+            self._plain_checkpoint = None
         self.engine = GrowthEngine(layers, self.tamiyo, link, self._events.append)
         if self._state is not None:
             self.engine.load_state_dict(self._state["engine"])
@@ -223,6 +235,7 @@ class MorphoCallback(Callback):
             self._tick(trainer, pl_module)
         elif self._events:
             self._tell(trainer)
+            align_averages(trainer, pl_module)
 
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -298,6 +311,7 @@ class MorphoCallback(Callback):
             measure=(lambda seeds: self._measure(trainer, pl_module, seeds)) if can_measure else None,
         )
         self._tell(trainer)
+        align_averages(trainer, pl_module)
         if self.telemetry.log:
             pl_module.log_dict(self._metrics())
 
@@ -369,6 +383,13 @@ class MorphoCallback(Callback):
         }
 
     @override
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Note a checkpoint that was written without growth: its optimizer states know no beds."""
+        grown = any(".morpho." in f".{name}" for name in checkpoint["state_dict"])
+        if not grown and checkpoint.get("optimizer_states"):
+            self._plain_checkpoint = checkpoint
+
+    @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` gave."""
         if not state_dict:
@@ -376,3 +397,5 @@ class MorphoCallback(Callback):
         self._state = state_dict
         self._batches = state_dict["batches"]
         self._val_loss, self._has_loss = state_dict["val_loss"], state_dict["has_loss"]
+        if self.engine is not None:
+            self.engine.load_state_dict(state_dict["engine"])

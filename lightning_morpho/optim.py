@@ -136,6 +136,35 @@ class OptimizerLink:
                     parameter.grad /= dist.get_world_size()
 
 
+def adopt_plain_state(saved: dict[str, Any], optimizer: Optimizer, layers: Mapping[str, HybridKasminaLayer]) -> None:
+    """Make the state of an optimizer that knew no beds loadable into one that does, in place.
+
+    Such a state numbers its parameters by their place in the groups; beds shift the places.
+
+    Args:
+        saved: ``optimizer.state_dict()`` of a run without growth.
+        optimizer: The same optimizer in this run, beds in its groups.
+        layers: The hybrid layers by name.
+
+    Raises:
+        ValueError: If, beds apart, a group holds another number of parameters than the saved one.
+    """
+    own = {id(p) for _, bed in beds_of(layers) for p in bed.parameters()}
+    places: dict[int, int] = {}
+    first = 0
+    for number, (old, new) in enumerate(zip(saved["param_groups"], optimizer.param_groups, strict=True)):
+        kept = [first + i for i, p in enumerate(new["params"]) if id(p) not in own]
+        if len(kept) != len(old["params"]):
+            raise ValueError(
+                f"The checkpoint's optimizer holds {len(old['params'])} parameters in group {number}, this run's "
+                f"{len(kept)} (beds of seeds apart). Resume with the optimizer that the checkpoint was made with."
+            )
+        places |= dict(zip(old["params"], kept, strict=True))
+        old["params"] = list(range(first, first + len(new["params"])))
+        first += len(new["params"])
+    saved["state"] = {places[place]: state for place, state in saved["state"].items()}
+
+
 def _parameters(optimizer: Optimizer) -> Iterator[Tensor]:
     return (p for group in optimizer.param_groups for p in group["params"])
 

@@ -1,5 +1,6 @@
 """What only a Lightning Trainer can give."""
 
+from lightning_morpho.integrations.averaging import align_averages, rebuild_averages
 from lightning_morpho.integrations.validation import (
     LossFunction,
     held_out_batches,
@@ -8,4 +9,12 @@ from lightning_morpho.integrations.validation import (
     validation_loss,
 )
 
-__all__ = ["LossFunction", "held_out_batches", "loss_of", "measure_seeds", "validation_loss"]
+__all__ = [
+    "LossFunction",
+    "align_averages",
+    "rebuild_averages",
+    "held_out_batches",
+    "loss_of",
+    "measure_seeds",
+    "validation_loss",
+]

@@ -94,6 +94,8 @@ class Bed(nn.Module):
         blueprint.reset_(self.values(), generator)
         self._set_trainable(True)
         self.occupied[list(chunks)] = True
+        if blueprint.source == "chunk":
+            self._clear_rows(~self.occupied)
         self.generation[list(chunks)] = generations
         self.event, self.steps, self.warmup, self.stale = event, 0, warmup, True
 
@@ -116,6 +118,12 @@ class Bed(nn.Module):
         self.kept_alpha[chunk] = alpha
         if not train and not (self.occupied & ~self.kept).any():
             self._set_trainable(False)
+
+    def _clear_rows(self, rows: np.ndarray) -> None:
+        """Zero the rows of chunks without a seed: weight decay then has nothing to move."""
+        with torch.no_grad():
+            for parameter in self.parameters():
+                parameter[torch.from_numpy(rows)] = 0
 
     def _set_trainable(self, trainable: bool) -> None:
         for parameter in self.parameters():
