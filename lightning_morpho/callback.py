@@ -39,6 +39,8 @@ from lightning_morpho.integrations import (
 )
 from lightning_morpho.lifecycle import Stage
 from lightning_morpho.optim import OptimizerLink, adopt_plain_state
+from lightning_morpho.rollout import LiveRollout, RunHealth, feature_environment
+from lightning_morpho.rollout.live import RolloutChange
 from lightning_morpho.surgery import EligibilityReport, hybrid_layers, morph_
 from lightning_morpho.tamiyo import Measurement, OneRound, Tamiyo
 from lightning_morpho.tamiyo.observation import SeedKey
@@ -126,7 +128,9 @@ class MorphoCallback(Callback):
         self._batches = 0
         self._val_loss: float | None = None
         self._has_loss: bool | None = None
+        self._looked = 0
         self._attached = False
+        self._rollout = LiveRollout(self.config.rollout, model_id, {})
         self._plain_checkpoint: dict[str, Any] | None = None
 
     # ------------------------------------------------------------------ before optimizers exist
@@ -142,6 +146,9 @@ class MorphoCallback(Callback):
         """Arrange that the layers are swapped right after ``configure_model``, before optimizers exist."""
         self._check_trainer(trainer)
         self._attached = True
+        # The environment of rank 0 holds everywhere: ranks that differ would swap different layers.
+        environment = trainer.strategy.broadcast(feature_environment())
+        self._rollout = LiveRollout(self.config.rollout, self.config.model_id, environment)
         original = pl_module.configure_model
 
         def configure_model() -> None:
@@ -167,7 +174,7 @@ class MorphoCallback(Callback):
 
     def _swap(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if not hybrid_layers(pl_module):
-            self.report = morph_(pl_module, self.config)
+            self.report = morph_(pl_module, self.config, rollout=self._rollout)
             self._state = None
             rebuild_averages(trainer, pl_module, stage)
         # DDP's reducer fails on parameters that a step does not use; ours are averaged separately.
@@ -207,10 +214,12 @@ class MorphoCallback(Callback):
         if self.telemetry.events and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             self._events_path = Path(log_dir) / EVENTS_FILE
         self._write_event(trainer, {"event": "fit_start", "tick": self.engine.ticks, "step": trainer.global_step})
+        self._start_rollout(trainer)
 
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Open the layers' statistics for one batch in every ``telemetry.every_n_steps``."""
+        self._rollout.timer.start()
         if self._statistics and self._batches % self.telemetry.every_n_steps == 0:
             self._observe(True)
 
@@ -229,6 +238,7 @@ class MorphoCallback(Callback):
             return
         if self._statistics and self._batches % self.telemetry.every_n_steps == 0:
             self._observe(False)
+        self._rollout.timer.stop()
         self._batches += 1
         step = trainer.global_step
         if self.every_n_steps and step > self.engine.step and step % self.every_n_steps == 0:
@@ -236,6 +246,7 @@ class MorphoCallback(Callback):
         elif self._events:
             self._tell(trainer)
             align_averages(trainer, pl_module)
+        self._look_at_flags(trainer, pl_module)
 
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -302,6 +313,7 @@ class MorphoCallback(Callback):
     def _tick(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert self.engine is not None
         self._collect_statistics()
+        self._tick_rollout(trainer)
         steps = trainer.estimated_stepping_batches
         can_measure = bool(self._has_loss) and trainer.val_dataloaders is not None
         self.engine.tick(
@@ -314,6 +326,59 @@ class MorphoCallback(Callback):
         align_averages(trainer, pl_module)
         if self.telemetry.log:
             pl_module.log_dict(self._metrics())
+
+    # ------------------------------------------------------------------ rollout
+    def _start_rollout(self, trainer: Trainer) -> None:
+        """Bring the layers in line with configuration, flag file and, in a resumed run, the ramp's stage."""
+        assert self.engine is not None
+        if self._state is not None and "rollout" in self._state:
+            self._rollout.load_state_dict(self._state["rollout"])
+        look = trainer.strategy.broadcast(self._rollout.look() if trainer.is_global_zero else None)
+        if look is not None and look.problem:
+            raise ValueError(f"{look.problem} Correct the file, or start without `rollout.flag_file`.")
+        self._rollout.take(look, self.engine.layers)
+        change = self._rollout.start(self.engine.layers, self._progress(trainer, trainer.current_epoch))
+        if self._rollout.changes:
+            self._tell_rollout(trainer, change)
+
+    def _progress(self, trainer: Trainer, epochs: int) -> int:
+        ramp = self.config.rollout.ramp
+        return trainer.global_step if ramp is not None and ramp.by == "step" else epochs
+
+    def _look_at_flags(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Rank 0 looks at the flag file; all ranks apply what it saw before the next step."""
+        assert self.engine is not None
+        step = trainer.global_step
+        if step == self._looked or not self._rollout.due(step):
+            return
+        self._looked = step
+        look = trainer.strategy.broadcast(self._rollout.look() if trainer.is_global_zero else None)
+        change = self._rollout.take(look, self.engine.layers)
+        if change is not None:
+            self._tell_rollout(trainer, change)
+            align_averages(trainer, pl_module)
+
+    def _tick_rollout(self, trainer: Trainer) -> None:
+        """Let the ramp rise, or fall, before anything else is decided."""
+        assert self.engine is not None
+        if self._rollout.ramp is None:
+            return
+        errors = sum(int(layer.morpho.state.errors.sum()) for layer in self.engine.layers.values())
+        diverged = math.isnan(trainer.callback_metrics.get(self.credit.monitor, 0.0))
+        loss = math.nan if diverged else self._val_loss
+        own = RunHealth(val_loss=loss, step_time=self._rollout.timer.take(), errors=errors)
+        health = trainer.strategy.broadcast(own)
+        # Epochs that are over: at an epoch's end the present one is.
+        epochs = trainer.current_epoch + (0 if self.every_n_steps else 1)
+        change = self._rollout.tick(self.engine.layers, self._progress(trainer, epochs), health)
+        if change is not None:
+            self._tell_rollout(trainer, change)
+
+    def _tell_rollout(self, trainer: Trainer, change: RolloutChange) -> None:
+        assert self.engine is not None
+        now = {"tick": self.engine.ticks, "step": trainer.global_step, "epoch": trainer.current_epoch}
+        self._write_event(trainer, change.to_dict(**now))
+        rank_zero_info(f"morpho: step {trainer.global_step}: rollout, {change}")
 
     def _observe(self, on: bool) -> None:
         assert self.engine is not None
@@ -341,7 +406,9 @@ class MorphoCallback(Callback):
             "morpho/run/seeds_fossilized": float(counts[Stage.FOSSILIZED]),
             "morpho/run/seeds_recovering": float(sum(counts[stage] for stage in table.recovery)),
         }
-        for name, layer in self.engine.layers.items():
+        if self._rollout.changes:
+            values["morpho/run/layers_on"] = float(len(self.engine.on))
+        for name, layer in self.engine.on.items():
             values[f"morpho/{name}/alpha"] = float(layer.morpho.state.alpha.mean())
             for statistic, chunks in layer.morpho.health.items():
                 values[f"morpho/{name}/{statistic}"] = float(chunks.mean())
@@ -380,6 +447,7 @@ class MorphoCallback(Callback):
             "batches": self._batches,
             "val_loss": self._val_loss,
             "has_loss": self._has_loss,
+            "rollout": self._rollout.state_dict(),
         }
 
     @override

@@ -12,7 +12,7 @@ from lightning_morpho.blueprints import Blueprint, is_eligible_type
 from lightning_morpho.config import MorphoConfig
 from lightning_morpho.layers import HybridKasminaLayer, attach_, detach_, plan_blueprint
 from lightning_morpho.lifecycle import LifecycleError
-from lightning_morpho.rollout import decide
+from lightning_morpho.rollout import LiveRollout
 
 WRONG_TYPE = "no seeds grow in this type (exactly nn.Linear, nn.Conv1d/2d/3d)"
 
@@ -26,6 +26,7 @@ class ModuleReport:
         type: Name of its class.
         taken: Whether seeds grow there.
         reason: Why, or why not.
+        cohort: Of a layer that was taken, whether the rollout has it on now, and why.
         seeds: Its seeds, one a chunk; 0 if it was left.
         beds: Germination events that it can hold; 0 if it was left.
         added_parameters: Parameters of its beds, allocated and dormant.
@@ -36,6 +37,7 @@ class ModuleReport:
     type: str
     taken: bool
     reason: str
+    cohort: str = ""
     seeds: int = 0
     beds: int = 0
     added_parameters: int = 0
@@ -89,7 +91,11 @@ class EligibilityReport:
 def _table(modules: Sequence[ModuleReport]) -> list[str]:
     width = max((len(m.name) for m in modules), default=0)
     kind = max((len(m.type) for m in modules), default=0)
-    return [f"  {'+' if m.taken else '-'} {m.name:<{width}}  {m.type:<{kind}}  {m.reason}" for m in modules]
+    waiting = {m.name: f"; {m.cohort}" for m in modules if m.cohort.startswith("off")}
+    return [
+        f"  {'+' if m.taken else '-'} {m.name:<{width}}  {m.type:<{kind}}  {m.reason}{waiting.get(m.name, '')}"
+        for m in modules
+    ]
 
 
 def hybrid_layers(model: nn.Module) -> dict[str, HybridKasminaLayer]:
@@ -112,7 +118,9 @@ def _shielded(model: nn.Module) -> dict[str, str]:
     return reasons
 
 
-def _left(name: str, module: nn.Module, config: MorphoConfig, shielded: dict[str, str]) -> str | None:
+def _left(
+    name: str, module: nn.Module, config: MorphoConfig, shielded: dict[str, str], rollout: LiveRollout
+) -> str | None:
     """Why no seeds grow in a module, None if they may."""
     if not is_eligible_type(type(module)):
         return WRONG_TYPE
@@ -123,9 +131,8 @@ def _left(name: str, module: nn.Module, config: MorphoConfig, shielded: dict[str
     for pattern in config.layers.exclude:
         if fnmatchcase(name, pattern):
             return f"`layers.exclude` has `{pattern}`"
-    unit = config.model_id if config.rollout.unit == "model" else f"{config.model_id}/{name}"
-    on, why = decide(unit, config.rollout)
-    return None if on else why
+    may_grow, why = rollout.may_grow(name)
+    return None if may_grow else why
 
 
 def _check_patterns(model: nn.Module, config: MorphoConfig) -> None:
@@ -163,7 +170,9 @@ def _allocate(plans: dict[str, Blueprint], beds: int, budget: int) -> dict[str, 
     return counts
 
 
-def morph_(model: nn.Module, config: MorphoConfig | None = None) -> EligibilityReport:
+def morph_(
+    model: nn.Module, config: MorphoConfig | None = None, *, rollout: LiveRollout | None = None
+) -> EligibilityReport:
     """Swap the eligible layers of a model for hybrid ones, in place; what the model computes stays.
 
     Call it before the optimizer is made. Everything is checked before anything is changed.
@@ -171,6 +180,7 @@ def morph_(model: nn.Module, config: MorphoConfig | None = None) -> EligibilityR
     Args:
         model: Any module, a single layer too.
         config: Which layers, what grows, how much.
+        rollout: The rollout of the run; None: a new one of ``config.rollout``.
 
     Returns:
         Every module with the reason why seeds grow in it or not.
@@ -190,6 +200,7 @@ def morph_(model: nn.Module, config: MorphoConfig | None = None) -> EligibilityR
           + 2  Linear      1 seed, 1 bed of 88 parameters
     """
     config = config or MorphoConfig()
+    rollout = rollout or LiveRollout(config.rollout, config.model_id)
     if hybrid_layers(model):
         raise LifecycleError("The model holds hybrid layers already; `unmorph_` it first.")
     _check_patterns(model, config)
@@ -197,7 +208,7 @@ def morph_(model: nn.Module, config: MorphoConfig | None = None) -> EligibilityR
     plans: dict[str, Blueprint] = {}
     left: dict[str, str] = {}
     for name, module in model.named_modules():
-        reason = _left(name, module, config, shielded)
+        reason = _left(name, module, config, shielded, rollout)
         if reason is not None:
             left[name] = reason
         else:
@@ -219,6 +230,7 @@ def morph_(model: nn.Module, config: MorphoConfig | None = None) -> EligibilityR
             reason = f"`budget.parameters` is spent: a bed here needs {cost:,}"
             reports.append(ModuleReport(name=name, type=kind, taken=False, reason=reason))
             continue
+        on, why = rollout.decide(name)
         layer = attach_(HybridKasminaLayer, module, plans[name], beds, config, name or "model")
         reports.append(
             ModuleReport(
@@ -230,8 +242,10 @@ def morph_(model: nn.Module, config: MorphoConfig | None = None) -> EligibilityR
                 beds=beds,
                 added_parameters=beds * cost,
                 added_bytes=sum(p.nbytes for p in layer.morpho.parameters()),
+                cohort=("on: " if on else "off for now: ") + why,
             )
         )
+    rollout.apply(hybrid_layers(model))
     return EligibilityReport(tuple(reports), budget)
 
 

@@ -76,7 +76,6 @@ def test_flag_that_is_no_bool_is_refused(config, field):
         config(**{field: "false"})
 
 
-@pytest.mark.xfail(strict=True, raises=TypeError, reason="bug: null patterns give a bare `not iterable` error")
 def test_missing_patterns_are_refused_by_name():
     with pytest.raises(ValueError, match="layers.include"):
         LayersConfig(include=None)

@@ -43,6 +43,7 @@ class Bed(nn.Module):
         steps: Optimizer steps since the germination.
         warmup: Optimizer steps of the newborn warm-up.
         stale: Whether optimizers may still hold state of an earlier use.
+        paused: Whether its layer is switched off: then nothing may move it.
     """
 
     _FIELDS = ("occupied", "kept", "generation", "kept_alpha")
@@ -61,6 +62,7 @@ class Bed(nn.Module):
         self.steps = 0
         self.warmup = 0
         self.stale = False
+        self.paused = False
 
     @property
     def free(self) -> bool:
@@ -118,6 +120,13 @@ class Bed(nn.Module):
         self.kept_alpha[chunk] = alpha
         if not train and not (self.occupied & ~self.kept).any():
             self._set_trainable(False)
+
+    def pause(self, paused: bool) -> None:
+        """Stand still, or go on; gradients of before are dropped."""
+        self.paused = paused
+        if paused:
+            for parameter in self.parameters():
+                parameter.grad = None
 
     def _clear_rows(self, rows: np.ndarray) -> None:
         """Zero the rows of chunks without a seed: weight decay then has nothing to move."""

@@ -96,9 +96,10 @@ class OneRound(Tamiyo):
             raise ValueError(f"`tamiyo.min_delta` must be non-negative, got {self.min_delta}.")
 
     def grow(self, observation: Observation) -> Sequence[Germinate]:
-        """Everywhere, once, when the moment has come."""
+        """Everywhere, once, when the moment has come; layers that were off then follow when they are on."""
         if observation.germinations:
-            return []
+            late = {layer.name for layer in observation.layers if layer.late}
+            return [g for g in _everywhere(observation, "one round, joined late") if g.layer in late]
         if observation.total_steps is not None:
             if observation.step < self.at * observation.total_steps:
                 return []
