@@ -98,7 +98,7 @@ def decide_layer(model_id: str, layer: str, config: FlagConfig) -> tuple[bool, s
         >>> decide_layer("model", "net.0", RolloutConfig(percentage=25))
         (False, 'cohort bucket 77.94 is not below 25 %')
         >>> decide_layer("model", "net.0", RolloutConfig(percentage=25, unit="layer"))
-        (False, 'cohort bucket 90.47 is not below 25 %')
+        (False, 'cohort bucket 43.98 is not below 25 %')
     """
     return decide(model_id if config.unit == "model" else f"{model_id}/{layer}", config)
 
