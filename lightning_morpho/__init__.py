@@ -2,6 +2,7 @@
 
 from lightning_morpho.blueprints import Blueprint, Site, blueprint_type, register_blueprint
 from lightning_morpho.callback import MorphoCallback
+from lightning_morpho.checkpoint import load_grown_
 from lightning_morpho.chunks import ChunkManager
 from lightning_morpho.config import (
     BlueprintConfig,
@@ -57,6 +58,7 @@ __all__ = [
     "WarmupConfig",
     "blueprint_type",
     "hybrid_layers",
+    "load_grown_",
     "morph_",
     "register_blueprint",
     "unmorph_",

@@ -128,6 +128,7 @@ class MorphoCallback(Callback):
         self._has_loss: bool | None = None
         self._attached = False
         self._plain_checkpoint: dict[str, Any] | None = None
+        self._ticked_epochs: int | None = None
 
     # ------------------------------------------------------------------ before optimizers exist
     @property
@@ -209,6 +210,20 @@ class MorphoCallback(Callback):
         self._write_event(trainer, {"event": "fit_start", "tick": self.engine.ticks, "step": trainer.global_step})
 
     @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Make up for a tick that a resumed run lost.
+
+        Lightning takes an epoch for done if its last batch was the last thing that a checkpoint holds: neither
+        its validation nor ``on_train_epoch_end`` comes again.
+        """
+        if self._ticked_epochs is None:
+            self._ticked_epochs = trainer.current_epoch
+        if self.engine is not None and not self.every_n_steps and self._ticked_epochs < trainer.current_epoch:
+            self._val_loss = None
+            self._tick(trainer, pl_module)
+            self._ticked_epochs = trainer.current_epoch
+
+    @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Open the layers' statistics for one batch in every ``telemetry.every_n_steps``."""
         if self._statistics and self._batches % self.telemetry.every_n_steps == 0:
@@ -240,6 +255,7 @@ class MorphoCallback(Callback):
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Tick if ticks go by epochs; validation has run, checkpoints are yet to be written."""
+        self._ticked_epochs = trainer.current_epoch + 1
         if self.engine is not None and not self.every_n_steps:
             self._tick(trainer, pl_module)
 
@@ -297,6 +313,7 @@ class MorphoCallback(Callback):
         self._state = self.state_dict()
         self.engine.close()
         self.engine, self._statistics, self._events_path = None, {}, None
+        self._ticked_epochs = None
 
     # ------------------------------------------------------------------ one tick
     def _tick(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -380,6 +397,7 @@ class MorphoCallback(Callback):
             "batches": self._batches,
             "val_loss": self._val_loss,
             "has_loss": self._has_loss,
+            "ticked_epochs": self._ticked_epochs,
         }
 
     @override
@@ -397,5 +415,6 @@ class MorphoCallback(Callback):
         self._state = state_dict
         self._batches = state_dict["batches"]
         self._val_loss, self._has_loss = state_dict["val_loss"], state_dict["has_loss"]
+        self._ticked_epochs = state_dict["ticked_epochs"]
         if self.engine is not None:
             self.engine.load_state_dict(state_dict["engine"])

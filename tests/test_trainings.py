@@ -27,6 +27,7 @@ from lightning_morpho import (
     Scripted,
     WarmupConfig,
     hybrid_layers,
+    load_grown_,
 )
 
 
@@ -306,6 +307,39 @@ def test_a_run_made_without_the_callback_goes_on_with_it(tmp_path: Path) -> None
         assert torch.equal(parameter, dict(grown.named_parameters())[name]), name
 
 
+@pytest.mark.parametrize("kind", ["neurons", "mlp"])
+def test_a_grown_checkpoint_loads_without_the_callback(kind: str, tmp_path: Path) -> None:
+    L.seed_everything(0)
+    grown = Host(linear_net())
+    blueprint = BlueprintConfig(kind=kind, hidden=5, activation="gelu")
+    trainer = train(tmp_path, grown, quick(blueprint=blueprint, layers=LayersConfig(num_seeds=2)), max_epochs=3)
+    trainer.save_checkpoint(tmp_path / "grown.ckpt")
+    plain = Host(linear_net())
+    assert load_grown_(plain, tmp_path / "grown.ckpt") == ["net.0", "net.2"]
+    x = torch.randn(4, 8)
+    assert torch.equal(plain.net(x), grown.net(x))
+    assert any(p.requires_grad for n, p in plain.named_parameters() if ".morpho." in n)
+
+
+def test_a_grown_checkpoint_that_does_not_fit_changes_nothing(tmp_path: Path) -> None:
+    L.seed_everything(0)
+    grown = Host(linear_net())
+    trainer = train(tmp_path, grown, quick(), max_epochs=2)
+    trainer.save_checkpoint(tmp_path / "grown.ckpt")
+    other = nn.Sequential(nn.Linear(8, 3))
+    with pytest.raises(ValueError, match=r"holds seeds in \['net.0', 'net.2'\]"):
+        load_grown_(other, tmp_path / "grown.ckpt")
+    assert not hybrid_layers(other)
+
+
+def test_a_checkpoint_grown_with_another_activation_is_refused(tmp_path: Path) -> None:
+    L.seed_everything(0)
+    trainer = train(tmp_path, Host(linear_net()), quick(blueprint=BlueprintConfig(activation="gelu")), max_epochs=2)
+    trainer.save_checkpoint(tmp_path / "gelu.ckpt")
+    with pytest.raises(ValueError, match="'activation': 'gelu'.*'activation': 'relu'"):
+        make_trainer(tmp_path, quick()).fit(Host(linear_net()), **loaders(), ckpt_path=tmp_path / "gelu.ckpt")
+
+
 def test_an_optimizer_of_another_run_is_refused_with_both_counts(tmp_path: Path) -> None:
     L.seed_everything(0)
     trainer = train(tmp_path, Configured(lambda m: torch.optim.Adam(m.net[0].parameters())), max_epochs=1)
@@ -429,7 +463,10 @@ def test_a_keyboard_interrupt_leaves_a_model_that_trains_on(tmp_path: Path) -> N
     train(tmp_path, module, quick(), max_epochs=2)
 
 
-@pytest.mark.parametrize("limit", [{"limit_train_batches": 3}, {"limit_val_batches": 2}, {"check_val_every_n_epoch": 2}])
+LIMITS = [{"limit_train_batches": 3}, {"limit_val_batches": 2}, {"check_val_every_n_epoch": 2}]
+
+
+@pytest.mark.parametrize("limit", LIMITS)
 def test_limits_and_rare_validation_are_respected(limit: dict[str, Any], tmp_path: Path) -> None:
     L.seed_everything(0)
     train(tmp_path, Host(linear_net()), quick(), max_epochs=6, **limit)
