@@ -3,24 +3,48 @@
 from __future__ import annotations
 
 import os
+import random
 import sys
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
-from hosts import Host, linear_net, make_data, make_trainer, quick
 from lightning.pytorch.strategies import DDPStrategy
 from torch.utils.data import DataLoader, Subset, TensorDataset
 
-from lightning_morpho import LayersConfig
+from hosts import Host, linear_net, make_data, make_trainer, quick
+from lightning_morpho import LayersConfig, Observation, Stage, Tamiyo, WarmupConfig, hybrid_layers
+from lightning_morpho.tamiyo import Cull, Decision, Germinate, Keep
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {},
     "static_graph": {"static_graph": True},
     "accumulation": {"accumulate_grad_batches": 2},
+    "random_events": {},
     "one_process": {},
 }
+
+
+class RandomDecisions(Tamiyo):
+    """Germinates, keeps and culls at random, the same on every rank because it depends on the tick alone."""
+
+    def grow(self, observation: Observation) -> list[Germinate]:
+        return []
+
+    def decide(self, observation: Observation) -> list[Decision]:
+        draw = random.Random(observation.tick)
+        decisions: list[Decision] = []
+        for layer in observation.layers:
+            if layer.dormant and layer.free_beds and draw.random() < 0.7:
+                some = draw.sample(layer.dormant, draw.randint(1, len(layer.dormant)))
+                decisions.append(Germinate(layer=layer.name, chunks=tuple(some), reason="drawn"))
+            for seed in layer.seeds:
+                key = (layer.name, seed.chunk)
+                if seed.stage is Stage.ACTIVE and not seed.fading and draw.random() < 0.5:
+                    keep = draw.random() < 0.3
+                    decisions.append(Keep(seed=key, reason="drawn") if keep else Cull(seed=key, reason="drawn"))
+        return decisions
 
 
 class SGDHost(Host):
@@ -46,26 +70,35 @@ def shard(data: TensorDataset, ranks: int) -> Subset:
 def run(variant: str, out: Path) -> None:
     options = dict(VARIANTS[variant])
     single = variant == "one_process"
+    ranks, batch = (1, 32) if single else (int(os.environ.get("MORPHO_TEST_RANKS", 2)), 16)
     strategy: Any = "auto" if single else DDPStrategy(static_graph=options.pop("static_graph", False))
     L.seed_everything(0)
     module = SGDHost(linear_net())
+    callback = quick(layers=LayersConfig(num_seeds=2))
+    if variant == "random_events":
+        layers, warmup = LayersConfig(num_seeds=3, beds=4), WarmupConfig(steps=2, min_steps=2)
+        callback = quick(layers=layers, warmup=warmup, tamiyo=RandomDecisions(), every_n_steps=2)
     states = RankLosses()
     trainer = make_trainer(
         out / variant,
-        quick(layers=LayersConfig(num_seeds=2)),
+        callback,
         states,
         strategy=strategy,
-        devices=1 if single else 2,
-        max_epochs=6,
+        devices=ranks,
+        max_epochs=12 * ranks if variant == "random_events" else 6,
         use_distributed_sampler=False,
         **options,
     )
-    ranks, batch = (1, 32) if single else (2, 16)
     train, held_out = (shard(make_data(count, seed), ranks) for count, seed in ((320, 0), (120, 1)))
     trainer.fit(module, DataLoader(train, batch_size=batch), DataLoader(held_out, batch_size=batch))
     rank = trainer.global_rank
     torch.save(
-        {"states": states.states, "callback": trainer.callbacks[0].state_dict(), "losses": module.losses},
+        {
+            "states": states.states,
+            "callback": callback.state_dict(),
+            "losses": module.losses,
+            "germinations": sum(layer.morpho.events for layer in hybrid_layers(module).values()),
+        },
         out / f"{variant}-{rank}.pt",
     )
 

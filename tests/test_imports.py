@@ -9,10 +9,32 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "lightning_morpho"
 
 # Section 3 of the design, top to bottom; `engine` joins optimizers, controller and events.
-ORDER = (
-    "config lifecycle chunks state pairs grafting kernels blueprints layers rollout surgery telemetry credit tamiyo "
-    "governor optim engine export integrations callback tasks cli train __init__"
-).split()
+ORDER = [
+    "config",
+    "lifecycle",
+    "chunks",
+    "state",
+    "pairs",
+    "grafting",
+    "kernels",
+    "blueprints",
+    "layers",
+    "rollout",
+    "surgery",
+    "telemetry",
+    "credit",
+    "tamiyo",
+    "governor",
+    "optim",
+    "engine",
+    "export",
+    "integrations",
+    "callback",
+    "tasks",
+    "cli",
+    "train",
+    "__init__",
+]
 
 FILES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py") if "configs" not in path.parts)
 LIGHTNING = ("lightning", "pytorch_lightning", "lightning_fabric")
