@@ -42,7 +42,7 @@ class RandomDecisions(Tamiyo):
             for seed in layer.seeds:
                 key = (layer.name, seed.chunk)
                 if seed.stage is Stage.ACTIVE and not seed.fading and draw.random() < 0.5:
-                    keep = draw.random() < 0.3
+                    keep = draw.random() < 0.03
                     decisions.append(Keep(seed=key, reason="drawn") if keep else Cull(seed=key, reason="drawn"))
         return decisions
 
@@ -85,7 +85,7 @@ def run(variant: str, out: Path) -> None:
         states,
         strategy=strategy,
         devices=ranks,
-        max_epochs=12 * ranks if variant == "random_events" else 6,
+        max_epochs=7 * ranks if variant == "random_events" else 6,
         use_distributed_sampler=False,
         **options,
     )
