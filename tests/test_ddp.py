@@ -28,7 +28,8 @@ def launch(out: Path, variants: list[str], ranks: int = 2) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    return launch(tmp_path_factory.mktemp("one"), ["one_process"]) | launch(tmp_path_factory.mktemp("two"), DDP)
+    one, two, sharded = (tmp_path_factory.mktemp(name) for name in ("one", "two", "sharded"))
+    return launch(one, ["one_process"]) | launch(two, DDP) | launch(sharded, ["fsdp2", "fsdp2_resumed"])
 
 
 @pytest.mark.parametrize("variant", DDP)
@@ -65,3 +66,20 @@ def test_two_processes_learn_what_one_does_on_the_joint_batch(results: dict[str,
         assert torch.allclose(one[name], two[name], atol=1e-5), name
         moved += float(one[name].abs().sum()) if name.endswith("w_out") else 0.0
     assert moved > 0
+
+
+def test_sharded_training_learns_what_replicated_training_does(results: dict[str, Any]) -> None:
+    """Seeds germinate into shards of their parameters; written elsewhere, they would never be trained."""
+    sharded, replicated = results["fsdp2-0"], results["plain-0"]
+    for ours, theirs in zip(sharded["states"], replicated["states"], strict=True):
+        for name, values in theirs.items():
+            # float32: the two strategies reduce gradients in another order
+            assert torch.allclose(ours[name], values, atol=1e-5), name
+    stages = [[r["stage"] for r in run["callback"]["engine"]["records"]] for run in (sharded, replicated)]
+    assert stages[0] == stages[1]
+    assert_equal(sharded["states"], results["fsdp2-1"]["states"])
+
+
+def test_sharded_training_resumes_bit_equal_in_the_middle_of_growth(results: dict[str, Any]) -> None:
+    assert_equal(results["fsdp2-0"]["states"][2:], results["fsdp2_resumed-0"]["states"])
+    assert_equal(results["fsdp2-0"]["callback"]["engine"], results["fsdp2_resumed-0"]["callback"]["engine"])

@@ -12,6 +12,7 @@ import lightning as L
 import pytest
 import torch
 from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.strategies import ParallelStrategy
 from lightning.pytorch.tuner import Tuner
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
@@ -484,11 +485,37 @@ def test_the_same_callback_starts_afresh_with_a_new_model(tmp_path: Path) -> Non
     assert histories[0] == histories[1]
 
 
-def test_an_unsupported_strategy_is_refused_before_anything_changes(tmp_path: Path) -> None:
-    from lightning.pytorch.strategies import ModelParallelStrategy
+class Foreign(ParallelStrategy):
+    """Stands for a strategy that keeps parameters where growth can't reach them."""
 
+    @property
+    def root_device(self) -> torch.device:
+        return torch.device("cpu")
+
+    def model_to_device(self) -> None: ...
+
+    def reduce(self, tensor: Any, *_: Any, **__: Any) -> Any:
+        return tensor
+
+    def all_gather(self, tensor: Tensor, *_: Any, **__: Any) -> Tensor:
+        return tensor
+
+    def barrier(self, name: str | None = None) -> None: ...
+
+    def broadcast(self, obj: Any, src: int = 0) -> Any:
+        return obj
+
+    def reduce_boolean_decision(self, decision: bool, all: bool = True) -> bool:
+        return decision
+
+    @property
+    def is_global_zero(self) -> bool:
+        return True
+
+
+def test_an_unsupported_strategy_is_refused_before_anything_changes(tmp_path: Path) -> None:
     module = Host(linear_net())
-    trainer = make_trainer(tmp_path, quick(), strategy=ModelParallelStrategy())
-    with pytest.raises(ValueError, match="ModelParallelStrategy is not supported"):
+    trainer = make_trainer(tmp_path, quick(), strategy=Foreign())
+    with pytest.raises(ValueError, match="Foreign is not supported"):
         trainer.fit(module, **loaders())
     assert not hybrid_layers(module)
