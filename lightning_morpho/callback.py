@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from rich.console import Console
 from torch.nn.parallel import DistributedDataParallel
@@ -36,6 +36,7 @@ from lightning_morpho.integrations import (
     loss_of,
     measure_seeds,
     rebuild_averages,
+    reshard_,
 )
 from lightning_morpho.lifecycle import Stage
 from lightning_morpho.optim import OptimizerLink, adopt_plain_state
@@ -132,6 +133,7 @@ class MorphoCallback(Callback):
         self._attached = False
         self._rollout = LiveRollout(self.config.rollout, model_id, {})
         self._plain_checkpoint: dict[str, Any] | None = None
+        self._ticked_epochs: int | None = None
 
     # ------------------------------------------------------------------ before optimizers exist
     @property
@@ -154,6 +156,10 @@ class MorphoCallback(Callback):
         def configure_model() -> None:
             # Not functools.wraps: Lightning would take it for the original and never call it.
             pl_module.__dict__.pop("configure_model", None)
+            if isinstance(trainer.strategy, ModelParallelStrategy):
+                self._swap(trainer, pl_module, stage)  # `configure_model` shards the layers, and their beds with them
+                original()
+                return
             original()
             self._swap(trainer, pl_module, stage)
 
@@ -166,10 +172,11 @@ class MorphoCallback(Callback):
             raise ValueError(
                 f"A Trainer takes one MorphoCallback, got {others}. Put all layers into one with `layers.include`."
             )
-        if not isinstance(trainer.strategy, (SingleDeviceStrategy, DDPStrategy)):
+        if not isinstance(trainer.strategy, (SingleDeviceStrategy, DDPStrategy, ModelParallelStrategy)):
             raise ValueError(
-                f"The strategy {type(trainer.strategy).__name__} is not supported: layers could not grow under it. "
-                "Use a single device or `strategy='ddp'`, or leave the callback out."
+                f"The strategy {type(trainer.strategy).__name__} is not supported: it flattens or moves parameters, so "
+                "that seeds can't be started and freed one by one. Use a single device, 'ddp' or "
+                "ModelParallelStrategy (FSDP2), or leave the callback out."
             )
 
     def _swap(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -217,9 +224,25 @@ class MorphoCallback(Callback):
         self._start_rollout(trainer)
 
     @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Make up for a tick that a resumed run lost.
+
+        Lightning takes an epoch for done if its last batch was the last thing that a checkpoint holds: neither
+        its validation nor ``on_train_epoch_end`` comes again.
+        """
+        if self._ticked_epochs is None:
+            self._ticked_epochs = trainer.current_epoch
+        if self.engine is not None and not self.every_n_steps and self._ticked_epochs < trainer.current_epoch:
+            self._val_loss = None
+            self._tick(trainer, pl_module)
+            self._ticked_epochs = trainer.current_epoch
+
+    @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Open the layers' statistics for one batch in every ``telemetry.every_n_steps``."""
         self._rollout.timer.start()
+        if isinstance(trainer.strategy, ModelParallelStrategy):
+            reshard_(pl_module)
         if self._statistics and self._batches % self.telemetry.every_n_steps == 0:
             self._observe(True)
 
@@ -251,6 +274,7 @@ class MorphoCallback(Callback):
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Tick if ticks go by epochs; validation has run, checkpoints are yet to be written."""
+        self._ticked_epochs = trainer.current_epoch + 1
         if self.engine is not None and not self.every_n_steps:
             self._tick(trainer, pl_module)
 
@@ -308,10 +332,12 @@ class MorphoCallback(Callback):
         self._state = self.state_dict()
         self.engine.close()
         self.engine, self._statistics, self._events_path = None, {}, None
+        self._ticked_epochs = None
 
     # ------------------------------------------------------------------ one tick
     def _tick(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert self.engine is not None
+        reshard_(pl_module)
         self._collect_statistics()
         self._tick_rollout(trainer)
         steps = trainer.estimated_stepping_batches
@@ -325,7 +351,7 @@ class MorphoCallback(Callback):
         self._tell(trainer)
         align_averages(trainer, pl_module)
         if self.telemetry.log:
-            pl_module.log_dict(self._metrics())
+            pl_module.log_dict(self._metrics(), sync_dist=trainer.world_size > 1)  # equal anyway; Lightning warns
 
     # ------------------------------------------------------------------ rollout
     def _start_rollout(self, trainer: Trainer) -> None:
@@ -434,7 +460,9 @@ class MorphoCallback(Callback):
     def _measure(self, trainer: Trainer, pl_module: LightningModule, seeds: Sequence[SeedKey]) -> list[Measurement]:
         """What the held-out loss loses without each of these seeds."""
         assert self.engine is not None
-        return measure_seeds(trainer, pl_module, self.engine.layers, seeds, self.credit, self.loss_fn)
+        results = measure_seeds(trainer, pl_module, self.engine.layers, seeds, self.credit, self.loss_fn)
+        reshard_(pl_module)
+        return results
 
     # ------------------------------------------------------------------ persistence
     @override
@@ -448,13 +476,14 @@ class MorphoCallback(Callback):
             "val_loss": self._val_loss,
             "has_loss": self._has_loss,
             "rollout": self._rollout.state_dict(),
+            "ticked_epochs": self._ticked_epochs,
         }
 
     @override
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Note a checkpoint that was written without growth: its optimizer states know no beds."""
-        grown = any(".morpho." in f".{name}" for name in checkpoint["state_dict"])
-        if not grown and checkpoint.get("optimizer_states"):
+        weights = checkpoint.get("state_dict")  # a sharded checkpoint has none here
+        if weights and checkpoint.get("optimizer_states") and not any(".morpho." in f".{name}" for name in weights):
             self._plain_checkpoint = checkpoint
 
     @override
@@ -465,5 +494,6 @@ class MorphoCallback(Callback):
         self._state = state_dict
         self._batches = state_dict["batches"]
         self._val_loss, self._has_loss = state_dict["val_loss"], state_dict["has_loss"]
+        self._ticked_epochs = state_dict["ticked_epochs"]
         if self.engine is not None:
             self.engine.load_state_dict(state_dict["engine"])

@@ -9,9 +9,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from lightning_morpho.layers import Bed, HybridKasminaLayer
+from lightning_morpho.layers.beds import local_part
 
 log = logging.getLogger(__name__)
 
@@ -103,7 +105,7 @@ class OptimizerLink:
     def _before_step(self, index: int) -> None:
         self.drop_stale_state()
         self._before[index] = [
-            (p, p.detach().clone(), (bed.steps + 1) / bed.warmup)
+            (local_part(p.detach()), local_part(p.detach()).clone(), (bed.steps + 1) / bed.warmup)
             for bed in self._beds[index]
             if bed.newborn
             for p in bed.parameters()
@@ -129,7 +131,8 @@ class OptimizerLink:
             return
         for bed in self._beds[self.optimizers.index(optimizer)]:
             for parameter in bed.parameters():
-                if parameter.requires_grad and not bed.paused:
+                # FSDP2 averages its own gradients; those of a layer that is off must stay None.
+                if parameter.requires_grad and not bed.paused and not isinstance(parameter, DTensor):
                     if parameter.grad is None:
                         parameter.grad = torch.zeros_like(parameter)
                     dist.all_reduce(parameter.grad)

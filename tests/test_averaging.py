@@ -8,10 +8,10 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
-from hosts import Host, assert_equal, events, linear_net, loaders, make_trainer, quick
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint, StochasticWeightAveraging
 from torch import Tensor
 
+from hosts import Host, assert_equal, events, linear_net, loaders, make_trainer, quick
 from lightning_morpho import hybrid_layers
 
 DECAY = 0.8

@@ -10,6 +10,9 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import Tensor, nn
+
 from hosts import (
     Host,
     Record,
@@ -23,9 +26,6 @@ from hosts import (
     optimizer_state,
     quick,
 )
-from lightning.pytorch.callbacks import ModelCheckpoint
-from torch import Tensor, nn
-
 from lightning_morpho import (
     BudgetConfig,
     HybridKasminaLayer,

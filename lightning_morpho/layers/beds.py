@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from lightning_morpho.blueprints import Blueprint
 
@@ -23,6 +24,20 @@ def derived_generator(*identity: object) -> torch.Generator:
     """
     digest = hashlib.sha256(repr(identity).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+
+def local_part(tensor: Tensor) -> Tensor:
+    """The part of a sharded tensor that lies on this rank, sharing its memory; any other tensor as it is."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def write_(parameter: Tensor, value: Tensor) -> None:
+    """Set a parameter, sharded or not, to a full value that every rank has."""
+    with torch.no_grad():
+        if isinstance(parameter, DTensor):
+            mesh, placements = parameter.device_mesh, parameter.placements
+            value = distribute_tensor(value.to(parameter.device), mesh, placements, src_data_rank=None).to_local()
+        local_part(parameter).copy_(value)
 
 
 class Bed(nn.Module):
@@ -93,11 +108,14 @@ class Bed(nn.Module):
         generator: torch.Generator,
     ) -> None:
         """Take the bed for one germination event: new parameters, trainable, no optimizer state."""
-        blueprint.reset_(self.values(), generator)
-        self._set_trainable(True)
         self.occupied[list(chunks)] = True
-        if blueprint.source == "chunk":
-            self._clear_rows(~self.occupied)
+        values = {name: torch.zeros(shape) for name, shape in blueprint.shapes().items()}
+        blueprint.reset_(values, generator)
+        for name, parameter in self.named_parameters():
+            if blueprint.source == "chunk":  # rows without a seed stay zero: weight decay has nothing to move
+                values[name][torch.from_numpy(~self.occupied)] = 0
+            write_(parameter, values[name])
+        self._set_trainable(True)
         self.generation[list(chunks)] = generations
         self.event, self.steps, self.warmup, self.stale = event, 0, warmup, True
 
@@ -110,7 +128,7 @@ class Bed(nn.Module):
             return
         with torch.no_grad():
             for parameter in self.parameters():
-                parameter.zero_()
+                local_part(parameter).zero_()
         self._set_trainable(False)
         self.event, self.steps, self.warmup, self.stale = -1, 0, 0, True
 
@@ -127,12 +145,6 @@ class Bed(nn.Module):
         if paused:
             for parameter in self.parameters():
                 parameter.grad = None
-
-    def _clear_rows(self, rows: np.ndarray) -> None:
-        """Zero the rows of chunks without a seed: weight decay then has nothing to move."""
-        with torch.no_grad():
-            for parameter in self.parameters():
-                parameter[torch.from_numpy(rows)] = 0
 
     def _set_trainable(self, trainable: bool) -> None:
         for parameter in self.parameters():

@@ -353,7 +353,7 @@ class SeedBeds(nn.Module):
         site = self.blueprint.site
         return {
             "num_seeds": site.chunks.num_chunks,
-            "blueprint": self.kind,
+            "blueprint": asdict(self.config.blueprint),
             "events": self.events,
             "steps": self.steps,
             "off": self.off,
@@ -380,7 +380,7 @@ class SeedBeds(nn.Module):
         """
         own = {
             "num_seeds": self.blueprint.site.chunks.num_chunks,
-            "blueprint": self.kind,
+            "blueprint": asdict(self.config.blueprint),
             "beds": len(self.beds),
         }
         saved = {key: len(extra[key]) if key == "beds" else extra[key] for key in own}
