@@ -43,9 +43,10 @@ def load_grown_(model: nn.Module, checkpoint: str | PathLike[str] | Mapping[str,
         >>> plain[0].seed(0).stage.name
         'LOADING'
     """
-    if not isinstance(checkpoint, Mapping):
-        checkpoint = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    state = checkpoint.get("state_dict", checkpoint)
+    content: Mapping[str, Any] = (
+        checkpoint if isinstance(checkpoint, Mapping) else torch.load(checkpoint, map_location="cpu", weights_only=True)
+    )
+    state = content.get("state_dict", content)
     if hybrid_layers(model):
         raise LifecycleError("The model holds hybrid layers already: load the checkpoint with `load_state_dict`.")
     extras = {key.removesuffix(_SUFFIX): extra for key, extra in state.items() if key.endswith(_SUFFIX)}
