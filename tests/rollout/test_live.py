@@ -11,6 +11,7 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+import torch._dynamo.testing
 from torch import Tensor, nn
 
 from hosts import Host, assert_equal, linear_net, loaders, make_trainer, optimizer_state, quick
@@ -62,11 +63,9 @@ class Script(L.Callback):
 
 def without_switch(value: Any) -> Any:
     """A layer's extra state but for the switch itself and the host's own step counter."""
-    return (
-        {k: v for k, v in value.items() if k not in ("off", "steps")}
-        if isinstance(value, dict) and "beds" in value
-        else value
-    )
+    if not isinstance(value, dict) or "beds" not in value:
+        return value
+    return {k: v for k, v in value.items() if k not in ("off", "steps")}
 
 
 def fit(root: Path, *callbacks: L.Callback, module: Host | None = None, **options: Any) -> tuple[L.Trainer, Host]:
@@ -91,16 +90,16 @@ def switching(root: Path, script: dict[int, str], every: int = 5, **options: Any
 # ------------------------------------------------------------------------------------------ off and on
 @pytest.fixture(scope="module")
 def switched(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Script]:
-    """Germination after epoch 1 (step 10); off before step 15, in the middle of an epoch; on before 30."""
+    """Germination after epoch 1 (step 10); off before step 15 and on before 25, in the middle of epochs."""
     root = tmp_path_factory.mktemp("switched")
-    callback, script = switching(root, {12: "enabled: false", 27: "enabled: true"})
+    callback, script = switching(root, {12: "enabled: false", 22: "enabled: true"})
     fit(root, callback, script)
     return root, script
 
 
 def test_flag_file_is_applied_at_the_next_look(switched: tuple[Path, Script]) -> None:
     implementations = switched[1].implementations
-    assert {step for step, seen in implementations.items() if seen == {"base"}} == set(range(15, 30))
+    assert {step for step, seen in implementations.items() if seen == {"base"}} == set(range(15, 25))
 
 
 def test_switched_off_the_run_computes_exactly_what_base_layers_compute(switched: tuple[Path, Script]) -> None:
@@ -113,7 +112,7 @@ def test_switched_off_the_run_computes_exactly_what_base_layers_compute(switched
     for name, parameter in module.named_parameters():
         optimizer.state[parameter] = copy.deepcopy(script.hosts[15][f"optimizer/{name}"])
     batches = list(loaders()["train_dataloaders"])
-    for step in range(15, 30):
+    for step in range(15, 25):
         for name, parameter in module.named_parameters():
             assert torch.equal(parameter, script.hosts[step][name]), (step, name)
         optimizer.zero_grad()
@@ -122,13 +121,13 @@ def test_switched_off_the_run_computes_exactly_what_base_layers_compute(switched
 
 
 def test_switched_on_again_the_seeds_are_as_they_were(switched: tuple[Path, Script]) -> None:
-    """Parameters, moments, stages, ages, warm-up: nothing moved in 15 steps with momentum and weight decay."""
+    """Parameters, moments, stages, ages, warm-up: nothing moved in 10 steps and a tick with momentum and weight decay."""
     seeds = switched[1].seeds
     assert any(key.startswith("optimizer/") for key in seeds[15])
     assert not all(torch.equal(seeds[14][k], seeds[15][k]) for k in seeds[15] if k.endswith(".w_out"))
-    for step in range(16, 31):
+    for step in range(16, 26):
         assert_equal(seeds[15], seeds[step])
-    assert not all(torch.equal(seeds[30][k], seeds[31][k]) for k in seeds[31] if k.endswith(".w_out"))
+    assert not all(torch.equal(seeds[25][k], seeds[26][k]) for k in seeds[26] if k.endswith(".w_out"))
 
 
 def test_every_change_is_an_event(switched: tuple[Path, Script]) -> None:
@@ -136,7 +135,7 @@ def test_every_change_is_an_event(switched: tuple[Path, Script]) -> None:
     assert [(e["cause"], e["step"], e["layers_on"]) for e in events] == [
         ("start", 0, 2),
         ("flag file", 15, 0),
-        ("flag file", 30, 2),
+        ("flag file", 25, 2),
     ]
     assert events[1]["off"] == events[2]["on"] == ["net.0", "net.2"]
     assert events[1]["reason"] == "chunked_layers: {'enabled': False}" and events[1]["percentage"] == 0
@@ -246,9 +245,8 @@ def test_ramp_adds_layers_and_only_adds(tmp_path: Path) -> None:
     assert 0 < len(events[1]["on"]) < 20
 
 
-def test_ramp_resumes_at_its_stage(tmp_path: Path) -> None:
-    ramp = RampConfig(schedule={0: 100, 3: 100.0 - 1e-9} if False else {0: 99, 3: 100}, guard=GuardConfig(val_loss=0))
-    sick = RampConfig(schedule=ramp.schedule, guard=GuardConfig(baseline={"val_loss": 0.0}))
+def test_resumed_ramp_that_was_rolled_back_stays_so(tmp_path: Path) -> None:
+    sick = RampConfig(schedule={0: 99, 3: 100}, guard=GuardConfig(baseline={"val_loss": 0.0}))
     trainer, _ = fit(tmp_path, quick(rollout=RolloutConfig(ramp=sick)), max_epochs=2)
     trainer.save_checkpoint(tmp_path / "rolled_back.ckpt")
     resumed = make_trainer(tmp_path, quick(rollout=RolloutConfig(ramp=sick)), max_epochs=4)
