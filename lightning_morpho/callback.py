@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 from typing_extensions import override
 
 from lightning_morpho.blueprints import blueprint_type
+from lightning_morpho.checks import named_arguments
 from lightning_morpho.config import (
     BlueprintConfig,
     BudgetConfig,
@@ -48,6 +49,7 @@ from lightning_morpho.tamiyo.observation import SeedKey
 from lightning_morpho.telemetry import EVENTS_FILE, ChunkStatistics, Event, append_event, seed_table
 
 
+@named_arguments
 class MorphoCallback(Callback):
     """Let a model grow while it trains.
 

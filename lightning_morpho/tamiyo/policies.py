@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from lightning_morpho.checks import named_arguments
 from lightning_morpho.tamiyo.observation import Cull, Decision, Germinate, Keep, Measure, Observation
 
 
@@ -63,6 +64,7 @@ def _everywhere(observation: Observation, reason: str) -> list[Germinate]:
     ]
 
 
+@named_arguments
 @dataclass(frozen=True, kw_only=True)
 class Never(Tamiyo):
     """Grows nothing: seeds stay dormant."""
@@ -72,6 +74,7 @@ class Never(Tamiyo):
         return []
 
 
+@named_arguments
 @dataclass(frozen=True, kw_only=True)
 class OneRound(Tamiyo):
     """One round, early: one germination in each layer that has a bed, at the same tick.
@@ -115,6 +118,7 @@ class OneRound(Tamiyo):
         return before is not None and now is not None and before - now < self.min_delta * abs(before)
 
 
+@named_arguments
 @dataclass(frozen=True, kw_only=True)
 class Periodic(Tamiyo):
     """One germination after another, in turn over the layers.
@@ -145,6 +149,7 @@ class Periodic(Tamiyo):
         return [Germinate(layer=layer.name, reason=reason) for layer in possible[: self.events]]
 
 
+@named_arguments
 @dataclass(frozen=True, kw_only=True)
 class Scripted(Tamiyo):
     """Germinations at given ticks, in given layers.

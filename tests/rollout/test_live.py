@@ -121,7 +121,7 @@ def test_switched_off_the_run_computes_exactly_what_base_layers_compute(switched
 
 
 def test_switched_on_again_the_seeds_are_as_they_were(switched: tuple[Path, Script]) -> None:
-    """Parameters, moments, stages, ages, warm-up: nothing moved in 10 steps and a tick with momentum and weight decay."""
+    """Parameters, moments, stages, ages, warm-up: nothing moved in 10 steps and a tick, weight decay or not."""
     seeds = switched[1].seeds
     assert any(key.startswith("optimizer/") for key in seeds[15])
     assert not all(torch.equal(seeds[14][k], seeds[15][k]) for k in seeds[15] if k.endswith(".w_out"))
