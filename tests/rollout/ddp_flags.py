@@ -50,7 +50,7 @@ def main(out: Path) -> None:
         rollout=RolloutConfig(flag_file=str(path), flag_every_n_steps=3),
         lifecycle=LifecycleConfig(active_ticks=50, timeout_ticks=90),
     )
-    trainer = make_trainer(out, callback, watch, strategy=DDPStrategy(), devices=2, max_epochs=4)
+    trainer = make_trainer(out, callback, watch, strategy=DDPStrategy(), devices=2, max_epochs=7)
     train = Subset(make_data(320, 0), range(rank, 320, 2))
     trainer.fit(AdamWHost(linear_net()), DataLoader(train, batch_size=16), DataLoader(make_data(64, 1), batch_size=16))
     torch.save(watch.steps, out / f"steps-{rank}.pt")
