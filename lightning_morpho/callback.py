@@ -242,7 +242,8 @@ class MorphoCallback(Callback):
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Open the layers' statistics for one batch in every ``telemetry.every_n_steps``."""
-        self._rollout.timer.start()
+        if self._rollout.ramp is not None:
+            self._rollout.timer.start()
         if isinstance(trainer.strategy, ModelParallelStrategy):
             reshard_(pl_module)
         if self._statistics and self._batches % self.telemetry.every_n_steps == 0:
