@@ -112,8 +112,8 @@ def _shielded(model: nn.Module) -> dict[str, str]:
     return reasons
 
 
-def _left(name: str, module: nn.Module, config: MorphoConfig, shielded: dict[str, str]) -> str | None:
-    """Why no seeds grow in a module, None if they may."""
+def _unfit(name: str, module: nn.Module, config: MorphoConfig, shielded: dict[str, str]) -> str | None:
+    """Why seeds can't or shall not grow in a module, whoever is in the cohort; None if they may."""
     if not is_eligible_type(type(module)):
         return WRONG_TYPE
     if name in shielded:
@@ -123,9 +123,32 @@ def _left(name: str, module: nn.Module, config: MorphoConfig, shielded: dict[str
     for pattern in config.layers.exclude:
         if fnmatchcase(name, pattern):
             return f"`layers.exclude` has `{pattern}`"
+    return None
+
+
+def _off(name: str, config: MorphoConfig) -> str | None:
+    """Why the rollout leaves a layer out, None if it is on."""
     unit = config.model_id if config.rollout.unit == "model" else f"{config.model_id}/{name}"
     on, why = decide(unit, config.rollout)
     return None if on else why
+
+
+def _reasons(model: nn.Module, config: MorphoConfig) -> dict[str, str]:
+    """The modules left out, with the reason.
+
+    Raises:
+        ValueError: If that leaves no layer over, the rollout apart.
+    """
+    shielded = _shielded(model)
+    reasons = {n: _unfit(n, m, config, shielded) for n, m in model.named_modules()}
+    if None not in reasons.values():
+        why = [f"`{name}`: {reason}" for name, reason in reasons.items() if reason != WRONG_TYPE]
+        raise ValueError(
+            f"No eligible layer: {len(reasons)} modules seen, 0 selected by `layers.include` "
+            f"{list(config.layers.include)} and `layers.exclude` {list(config.layers.exclude)}. {_shorten(why)}"
+        )
+    found = {name: _off(name, config) if reason is None else reason for name, reason in reasons.items()}
+    return {name: reason for name, reason in found.items() if reason is not None}
 
 
 def _check_patterns(model: nn.Module, config: MorphoConfig) -> None:
@@ -193,16 +216,9 @@ def morph_(model: nn.Module, config: MorphoConfig | None = None) -> EligibilityR
     if hybrid_layers(model):
         raise LifecycleError("The model holds hybrid layers already; `unmorph_` it first.")
     _check_patterns(model, config)
-    shielded = _shielded(model)
-    plans: dict[str, Blueprint] = {}
-    left: dict[str, str] = {}
-    for name, module in model.named_modules():
-        reason = _left(name, module, config, shielded)
-        if reason is not None:
-            left[name] = reason
-        else:
-            plans[name] = _plan(name, module, config)
     modules = dict(model.named_modules())
+    left = _reasons(model, config)
+    plans = {name: _plan(name, module, config) for name, module in modules.items() if name not in left}
     held = sum(p.numel() for name in plans for p in modules[name].parameters())
     budget = config.budget.limit(held)
     counts = _allocate(plans, config.layers.beds, budget)
