@@ -38,6 +38,17 @@ def is_count(value: object, minimum: int = 1) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= minimum
 
 
+def is_name(value: object) -> bool:
+    """Whether a value is a string that is not empty."""
+    return isinstance(value, str) and bool(value)
+
+
+def check_flags(config: object, section: str, *names: str) -> None:
+    """Refuse fields that are neither true nor false; the string ``"false"`` would count as true."""
+    for name in names:
+        check(isinstance(getattr(config, name), bool), f"{section}.{name}", "true or false", getattr(config, name))
+
+
 def is_fraction(value: object) -> bool:
     """Whether a value is a number in [0, 1]."""
     return is_number(value) and 0 <= value <= 1  # type: ignore[operator]

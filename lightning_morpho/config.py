@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
-from lightning_morpho.checks import as_patterns, check, is_count, is_fraction, named_arguments
+from lightning_morpho.checks import as_patterns, check, check_flags, is_count, is_fraction, is_name, named_arguments
 from lightning_morpho.rollout_config import FlagConfig, GuardConfig, RampConfig, RolloutConfig
 
 __all__ = [
@@ -84,7 +84,7 @@ class BlueprintConfig:
     activation: str = "relu"
 
     def __post_init__(self) -> None:
-        check(bool(self.kind), "blueprint.kind", "the name of a blueprint", self.kind)
+        check(is_name(self.kind), "blueprint.kind", "the name of a blueprint", self.kind)
         check(
             self.hidden == AUTO or is_count(self.hidden),
             "blueprint.hidden",
@@ -147,6 +147,7 @@ class LifecycleConfig:
     train_fossils: bool = True
 
     def __post_init__(self) -> None:
+        check_flags(self, "lifecycle", "train_fossils")
         check(is_count(self.active_ticks, 0), "lifecycle.active_ticks", "at least 0 ticks", self.active_ticks)
         check(
             is_count(self.timeout_ticks) and self.timeout_ticks >= self.active_ticks,
@@ -219,7 +220,7 @@ class CreditConfig:
             self.confidence,
         )
         check(is_count(self.max_groups), "credit.max_groups", "at least 1 measurement", self.max_groups)
-        check(bool(self.monitor), "credit.monitor", "the name of a logged metric", self.monitor)
+        check(is_name(self.monitor), "credit.monitor", "the name of a logged metric", self.monitor)
 
 
 @named_arguments
@@ -242,6 +243,7 @@ class TelemetryConfig:
 
     def __post_init__(self) -> None:
         check(is_count(self.every_n_steps, 0), "telemetry.every_n_steps", "at least 0 steps", self.every_n_steps)
+        check_flags(self, "telemetry", "log", "events", "table")
 
 
 @named_arguments
@@ -273,7 +275,7 @@ class MorphoConfig:
         for item in fields(self):
             if item.default_factory is not _NO_FACTORY:
                 check_section(item.name, getattr(self, item.name), item.default_factory)
-        check(isinstance(self.model_id, str) and bool(self.model_id), "model_id", "a non-empty name", self.model_id)
+        check(is_name(self.model_id), "model_id", "a non-empty name", self.model_id)
         check(is_count(self.seed, 0), "seed", "a non-negative integer", self.seed)
 
 

@@ -113,7 +113,6 @@ class GrowthEngine:
             step=step,
             total_steps=total_steps,
             losses=tuple(self.losses),
-            germinations=sum(layer.morpho.events for layer in self.layers.values()),
             layers=tuple(_view(name, layer, name in self._waited) for name, layer in self.on.items()),
             can_measure=can_measure,
         )
@@ -189,6 +188,7 @@ def _view(name: str, layer: HybridKasminaLayer, waited: bool) -> LayerView:
         features=layer.chunks.num_features,
         bed_parameters=seeds.blueprint.numel(),
         free_beds=seeds.free_beds,
+        germinations=seeds.events,
         late=waited and not seeds.events,
         dormant=tuple(state.where(Stage.DORMANT).tolist()),
         seeds=tuple(views),

@@ -90,6 +90,9 @@ class OptimizerLink:
             if parameters:
                 group = homes.get(id(_weight(self.layers[name])), self.optimizers[0].param_groups[0])
                 group["params"].extend(parameters)
+                if "param_names" in group:
+                    names = {id(p): n for n, p in self.layers[name].named_parameters(prefix=name)}
+                    group["param_names"].extend(names[id(p)] for p in parameters)
                 added.append(f"`{name}`: {len(parameters)} parameters of its beds were in no optimizer, added")
         return added
 

@@ -118,10 +118,8 @@ def _shielded(model: nn.Module) -> dict[str, str]:
     return reasons
 
 
-def _left(
-    name: str, module: nn.Module, config: MorphoConfig, shielded: dict[str, str], rollout: LiveRollout
-) -> str | None:
-    """Why no seeds grow in a module, None if they may."""
+def _unfit(name: str, module: nn.Module, config: MorphoConfig, shielded: dict[str, str]) -> str | None:
+    """Why seeds can't or shall not grow in a module, whoever is in the cohort; None if they may."""
     if not is_eligible_type(type(module)):
         return WRONG_TYPE
     if name in shielded:
@@ -131,8 +129,26 @@ def _left(
     for pattern in config.layers.exclude:
         if fnmatchcase(name, pattern):
             return f"`layers.exclude` has `{pattern}`"
-    may_grow, why = rollout.may_grow(name)
-    return None if may_grow else why
+    return None
+
+
+def _reasons(model: nn.Module, config: MorphoConfig, rollout: LiveRollout) -> dict[str, str]:
+    """The modules left out, with the reason.
+
+    Raises:
+        ValueError: If that leaves no layer over, the rollout apart.
+    """
+    shielded = _shielded(model)
+    reasons = {n: _unfit(n, m, config, shielded) for n, m in model.named_modules()}
+    if None not in reasons.values():
+        why = [f"`{name}`: {reason}" for name, reason in reasons.items() if reason != WRONG_TYPE]
+        raise ValueError(
+            f"No eligible layer: {len(reasons)} modules seen, 0 selected by `layers.include` "
+            f"{list(config.layers.include)} and `layers.exclude` {list(config.layers.exclude)}. {_shorten(why)}"
+        )
+    decisions = {name: rollout.may_grow(name) for name, reason in reasons.items() if reason is None}
+    left = {name: why for name, (may_grow, why) in decisions.items() if not may_grow}
+    return left | {name: reason for name, reason in reasons.items() if reason is not None}
 
 
 def _check_patterns(model: nn.Module, config: MorphoConfig) -> None:
@@ -204,16 +220,9 @@ def morph_(
     if hybrid_layers(model):
         raise LifecycleError("The model holds hybrid layers already; `unmorph_` it first.")
     _check_patterns(model, config)
-    shielded = _shielded(model)
-    plans: dict[str, Blueprint] = {}
-    left: dict[str, str] = {}
-    for name, module in model.named_modules():
-        reason = _left(name, module, config, shielded, rollout)
-        if reason is not None:
-            left[name] = reason
-        else:
-            plans[name] = _plan(name, module, config)
     modules = dict(model.named_modules())
+    left = _reasons(model, config, rollout)
+    plans = {name: _plan(name, module, config) for name, module in modules.items() if name not in left}
     held = sum(p.numel() for name in plans for p in modules[name].parameters())
     budget = config.budget.limit(held)
     counts = _allocate(plans, config.layers.beds, budget)

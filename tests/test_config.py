@@ -66,7 +66,6 @@ def test_bad_top_level_value_is_refused_by_name(field, value):
         MorphoConfig(**{field: value})
 
 
-@pytest.mark.xfail(strict=True, reason="bug: flags take any value, and the string 'false' then counts as true")
 @pytest.mark.parametrize(
     ("config", "field"),
     [(LifecycleConfig, "train_fossils"), (TelemetryConfig, "log"), (TelemetryConfig, "events")],
@@ -81,7 +80,6 @@ def test_missing_patterns_are_refused_by_name():
         LayersConfig(include=None)
 
 
-@pytest.mark.xfail(strict=True, reason="bug: `blueprint.kind`, `credit.monitor`, `rollout.salt` take any type")
 @pytest.mark.parametrize(("config", "field"), [(BlueprintConfig, "kind"), (CreditConfig, "monitor")])
 def test_name_that_is_no_string_is_refused(config, field):
     with pytest.raises(ValueError, match=field):

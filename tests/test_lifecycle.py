@@ -1,4 +1,4 @@
-"""Both transition tables against the edges written out from section 5 of the design."""
+"""Both transition tables against the edges written out by hand."""
 
 import pytest
 from hypothesis import given

@@ -233,9 +233,6 @@ def test_beds_without_a_home_among_two_optimizers_are_refused_and_nothing_change
     assert not any(o._optimizer_step_pre_hooks or o._optimizer_step_post_hooks for o in optimizers)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="bug: beds join `params` but not `param_names` of a group made of named parameters"
-)
 def test_group_of_named_parameters_stays_consistent():
     model = grown(germinate=False)
     optimizer = optim.SGD([(n, p) for n, p in model.named_parameters() if p.requires_grad], lr=0.1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,15 +22,23 @@ from torch.utils.data import DataLoader, IterableDataset
 from hosts import Host, assert_equal, events, linear_net, loaders, make_data, make_trainer, moves, quick
 from lightning_morpho import (
     BlueprintConfig,
+    GrowthEngine,
     LayersConfig,
     LifecycleConfig,
     MorphoCallback,
+    MorphoConfig,
     Never,
+    Observation,
+    OptimizerLink,
     Scripted,
+    Stage,
+    Tamiyo,
     WarmupConfig,
     hybrid_layers,
     load_grown_,
+    morph_,
 )
+from lightning_morpho.tamiyo import Cull, Decision, Germinate, Keep
 
 
 class Configured(Host):
@@ -519,3 +528,129 @@ def test_an_unsupported_strategy_is_refused_before_anything_changes(tmp_path: Pa
     with pytest.raises(ValueError, match="Foreign is not supported"):
         trainer.fit(module, **loaders())
     assert not hybrid_layers(module)
+
+
+# ------------------------------------------------------------------------------------------------ any sequence
+class Drawn(Tamiyo):
+    """Germinates, keeps and culls at random."""
+
+    def __init__(self, seed: int) -> None:
+        self.draw = random.Random(seed)
+
+    def grow(self, observation: Observation) -> list[Germinate]:
+        return []
+
+    def decide(self, observation: Observation) -> list[Decision]:
+        decisions: list[Decision] = []
+        for layer in observation.layers:
+            if layer.dormant and layer.free_beds and self.draw.random() < 0.5:
+                some = self.draw.sample(layer.dormant, self.draw.randint(1, len(layer.dormant)))
+                decisions.append(Germinate(layer=layer.name, chunks=tuple(some), reason="drawn"))
+            for seed in layer.seeds:
+                if seed.stage in (Stage.LOADING, Stage.ACTIVE) and not seed.fading and self.draw.random() < 0.4:
+                    kept = seed.stage is Stage.ACTIVE and self.draw.random() < 0.3
+                    act = Keep if kept else Cull
+                    decisions.append(act(seed=(layer.name, seed.chunk), reason="drawn"))
+        return decisions
+
+
+SEQUENCES = [pytest.param(range(25), id="some"), pytest.param(range(25, 1000), id="all", marks=pytest.mark.exhaustive)]
+
+
+@pytest.mark.parametrize("seeds", SEQUENCES)
+def test_any_sequence_of_events_keeps_optimizer_and_incumbents_in_order(seeds: range) -> None:
+    """Each parameter in one group; incumbents' weights, moments and counters bit-equal across each event."""
+    x, y = make_data(16, 3).tensors
+    for seed in seeds:
+        torch.manual_seed(seed)
+        net = linear_net()
+        config = MorphoConfig(
+            layers=LayersConfig(num_seeds=2, beds=2),
+            warmup=WarmupConfig(steps=2, min_steps=1),
+            lifecycle=LifecycleConfig(active_ticks=0, embargo_ticks=seed % 2, alpha_step=(0.25, 1.0)[seed % 2]),
+        )
+        morph_(net, config)
+        optimizer = torch.optim.AdamW(net.parameters(), lr=1e-2)
+        layers = hybrid_layers(net)
+        engine = GrowthEngine(layers, Drawn(seed), OptimizerLink(layers, [optimizer]))
+        for step in range(1, 9):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(net(x), y).backward()
+            optimizer.step()
+            before = _incumbents(net, optimizer)
+            engine.tick(step=step, total_steps=None, loss=None, measure=None)
+            after = _incumbents(net, optimizer)
+            assert_equal(
+                {k: v for k, v in before.items() if k in after}, {k: v for k, v in after.items() if k in before}
+            )
+            held = [id(p) for group in optimizer.param_groups for p in group["params"]]
+            assert len(held) == len(set(held)) and all(id(p) in held for p in net.parameters())
+            for layer in layers.values():
+                for bed in layer.morpho.beds:
+                    assert all(p.requires_grad != bed.free for p in bed.parameters())
+                    assert not bed.free or not any(p in optimizer.state or p.any() for p in bed.parameters())
+
+
+def _incumbents(net: nn.Module, optimizer: torch.optim.Optimizer) -> dict[Any, Any]:
+    """Weights and state of what lives, by parameter name and germination event."""
+    events = {
+        f"{n}.morpho.beds.{i}": b.event for n, y in hybrid_layers(net).items() for i, b in enumerate(y.morpho.beds)
+    }
+    return {
+        (name, events.get(name.rpartition(".")[0])): copy.deepcopy([p.detach(), dict(optimizer.state[p])])
+        for name, p in net.named_parameters()
+        if p in optimizer.state
+    }
+
+
+# ----------------------------------------------------------------------------------------- other ways to call it
+def test_a_grown_layer_works_under_functional_call_vmap_and_export() -> None:
+    torch.manual_seed(0)
+    net = linear_net()
+    morph_(net)
+    net[0].request_germination()
+    with torch.no_grad():
+        net[0].morpho.beds[0].w_out.normal_()
+    x = torch.randn(5, 8)
+    expected = net(x)
+    parameters = dict(net.named_parameters()) | dict(net.named_buffers())
+    assert torch.equal(torch.func.functional_call(net, parameters, (x,)), expected)
+    one_by_one = torch.vmap(lambda row: torch.func.functional_call(net, parameters, (row,)))(x)
+    # float32: one row at a time sums in another order
+    assert torch.allclose(one_by_one, expected, atol=1e-6)
+    exported = torch.export.export(net, (x,)).module()
+    assert torch.allclose(exported(x), expected, atol=1e-6)
+
+
+class MyLinear(nn.Linear):
+    pass
+
+
+def test_lazy_layers_and_subclasses_are_left_out_with_the_reason(tmp_path: Path) -> None:
+    L.seed_everything(0)
+    net = nn.Sequential(nn.Linear(8, 8), MyLinear(8, 8), nn.LazyLinear(3))
+    with torch.no_grad():
+        lazy = copy.deepcopy(net)
+        net(torch.randn(2, 8))
+    assert [m.name for m in morph_(net).taken] == ["0", "2"]
+    reasons = {m.name: (m.type, m.reason) for m in morph_(lazy).modules if not m.taken}
+    assert reasons["1"][0] == "MyLinear" and reasons["2"][0] == "LazyLinear"
+
+
+def test_the_batch_size_finder_leaves_no_growth_behind(tmp_path: Path) -> None:
+    class Sized(Host):
+        batch_size = 4
+
+        def train_dataloader(self) -> Any:
+            return DataLoader(make_data(64, 0), batch_size=self.batch_size)
+
+        def val_dataloader(self) -> Any:
+            return loaders()["val_dataloaders"]
+
+    L.seed_everything(0)
+    module = Sized(linear_net())
+    trainer = make_trainer(tmp_path, quick(every_n_steps=2), max_epochs=1)
+    Tuner(trainer).scale_batch_size(module, max_trials=2, steps_per_trial=3)
+    assert all(layer.morpho.dormant for layer in hybrid_layers(module).values())
+    trainer.fit(module)
+    assert any(not layer.morpho.dormant for layer in hybrid_layers(module).values())

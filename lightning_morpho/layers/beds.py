@@ -119,12 +119,13 @@ class Bed(nn.Module):
         self.generation[list(chunks)] = generations
         self.event, self.steps, self.warmup, self.stale = event, 0, warmup, True
 
-    def release(self, chunk: int) -> None:
+    def release(self, chunk: int, train_fossils: bool) -> None:
         """Remove one seed; the last one to leave frees the bed."""
         self.occupied[chunk] = False
         self.kept[chunk] = False
         self.kept_alpha[chunk] = 0
         if not self.free:
+            self._settle(train_fossils)
             return
         with torch.no_grad():
             for parameter in self.parameters():
@@ -132,11 +133,14 @@ class Bed(nn.Module):
         self._set_trainable(False)
         self.event, self.steps, self.warmup, self.stale = -1, 0, 0, True
 
-    def keep(self, chunk: int, alpha: float, train: bool) -> None:
-        """Make one seed a fossil; a bed of fossils alone stops training unless ``train``."""
+    def keep(self, chunk: int, alpha: float, train_fossils: bool) -> None:
+        """Make one seed a fossil; a bed of fossils alone stops training unless ``train_fossils``."""
         self.kept[chunk] = True
         self.kept_alpha[chunk] = alpha
-        if not train and not (self.occupied & ~self.kept).any():
+        self._settle(train_fossils)
+
+    def _settle(self, train_fossils: bool) -> None:
+        if not train_fossils and not (self.occupied & ~self.kept).any():
             self._set_trainable(False)
 
     def pause(self, paused: bool) -> None:

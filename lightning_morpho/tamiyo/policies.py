@@ -139,12 +139,12 @@ class Periodic(Tamiyo):
                 raise ValueError(f"`tamiyo.{name}` must be at least 1, got {getattr(self, name)}.")
 
     def grow(self, observation: Observation) -> Sequence[Germinate]:
-        """In the layers with the fewest seeds grown so far, the earliest first."""
+        """In the layers with the fewest germinations so far, the earliest first."""
         elapsed = observation.tick - self.start
         if elapsed < 0 or elapsed % self.every:
             return []
         possible = [layer for layer in observation.layers if layer.free_beds and layer.dormant]
-        possible.sort(key=lambda layer: sum(seed.bed is not None for seed in layer.seeds))
+        possible.sort(key=lambda layer: layer.germinations)
         reason = f"periodic, every {self.every} ticks"
         return [Germinate(layer=layer.name, reason=reason) for layer in possible[: self.events]]
 
