@@ -33,6 +33,7 @@ from lightning_morpho.config import (
 from lightning_morpho.engine import GrowthEngine
 from lightning_morpho.integrations import (
     LossFunction,
+    TrainerRollout,
     align_averages,
     loss_of,
     measure_seeds,
@@ -41,8 +42,7 @@ from lightning_morpho.integrations import (
 )
 from lightning_morpho.lifecycle import Stage
 from lightning_morpho.optim import OptimizerLink, adopt_plain_state
-from lightning_morpho.rollout import LiveRollout, RunHealth, feature_environment
-from lightning_morpho.rollout.live import RolloutChange
+from lightning_morpho.rollout import RolloutChange
 from lightning_morpho.surgery import EligibilityReport, hybrid_layers, morph_
 from lightning_morpho.tamiyo import Measurement, OneRound, Tamiyo
 from lightning_morpho.tamiyo.observation import SeedKey
@@ -83,6 +83,8 @@ class MorphoCallback(Callback):
         >>> callback.config.budget.parameters
         'auto'
     """
+
+    _rollout: TrainerRollout  # from `setup` on
 
     def __init__(
         self,
@@ -131,9 +133,7 @@ class MorphoCallback(Callback):
         self._batches = 0
         self._val_loss: float | None = None
         self._has_loss: bool | None = None
-        self._looked = 0
         self._attached = False
-        self._rollout = LiveRollout(self.config.rollout, model_id, {})
         self._plain_checkpoint: dict[str, Any] | None = None
         self._ticked_epochs: int | None = None
 
@@ -150,9 +150,7 @@ class MorphoCallback(Callback):
         """Arrange that the layers are swapped right after ``configure_model``, before optimizers exist."""
         self._check_trainer(trainer)
         self._attached = True
-        # The environment of rank 0 holds everywhere: ranks that differ would swap different layers.
-        environment = trainer.strategy.broadcast(feature_environment())
-        self._rollout = LiveRollout(self.config.rollout, self.config.model_id, environment)
+        self._rollout = TrainerRollout(self.config.rollout, self.config.model_id, self.credit.monitor, trainer)
         original = pl_module.configure_model
 
         def configure_model() -> None:
@@ -223,7 +221,8 @@ class MorphoCallback(Callback):
         if self.telemetry.events and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             self._events_path = Path(log_dir) / EVENTS_FILE
         self._write_event(trainer, {"event": "fit_start", "tick": self.engine.ticks, "step": trainer.global_step})
-        self._start_rollout(trainer)
+        saved = None if self._state is None else self._state.get("rollout")
+        self._tell_rollout(trainer, self._rollout.begin(trainer, layers, saved))
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -272,7 +271,10 @@ class MorphoCallback(Callback):
         elif self._events:
             self._tell(trainer)
             align_averages(trainer, pl_module)
-        self._look_at_flags(trainer, pl_module)
+        change = self._rollout.look_again(trainer, self.engine.layers)
+        if change is not None:
+            self._tell_rollout(trainer, change)
+            align_averages(trainer, pl_module)
 
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -342,7 +344,8 @@ class MorphoCallback(Callback):
         assert self.engine is not None
         reshard_(pl_module)
         self._collect_statistics()
-        self._tick_rollout(trainer)
+        over = trainer.current_epoch + (0 if self.every_n_steps else 1)
+        self._tell_rollout(trainer, self._rollout.judge(trainer, self.engine.layers, self._val_loss, over))
         steps = trainer.estimated_stepping_batches
         can_measure = bool(self._has_loss) and trainer.val_dataloaders is not None
         self.engine.tick(
@@ -356,55 +359,11 @@ class MorphoCallback(Callback):
         if self.telemetry.log:
             pl_module.log_dict(self._metrics(), sync_dist=trainer.world_size > 1)  # equal anyway; Lightning warns
 
-    # ------------------------------------------------------------------ rollout
-    def _start_rollout(self, trainer: Trainer) -> None:
-        """Bring the layers in line with configuration, flag file and, in a resumed run, the ramp's stage."""
+    def _tell_rollout(self, trainer: Trainer, change: RolloutChange | None) -> None:
+        """Write and print a change of the rollout, if there is one."""
         assert self.engine is not None
-        if self._state is not None and "rollout" in self._state:
-            self._rollout.load_state_dict(self._state["rollout"])
-        look = trainer.strategy.broadcast(self._rollout.look() if trainer.is_global_zero else None)
-        if look is not None and look.problem:
-            raise ValueError(f"{look.problem} Correct the file, or start without `rollout.flag_file`.")
-        self._rollout.take(look, self.engine.layers)
-        change = self._rollout.start(self.engine.layers, self._progress(trainer, trainer.current_epoch))
-        if self._rollout.changes:
-            self._tell_rollout(trainer, change)
-
-    def _progress(self, trainer: Trainer, epochs: int) -> int:
-        ramp = self.config.rollout.ramp
-        return trainer.global_step if ramp is not None and ramp.by == "step" else epochs
-
-    def _look_at_flags(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Rank 0 looks at the flag file; all ranks apply what it saw before the next step."""
-        assert self.engine is not None
-        step = trainer.global_step
-        if step == self._looked or not self._rollout.due(step):
+        if change is None:
             return
-        self._looked = step
-        look = trainer.strategy.broadcast(self._rollout.look() if trainer.is_global_zero else None)
-        change = self._rollout.take(look, self.engine.layers)
-        if change is not None:
-            self._tell_rollout(trainer, change)
-            align_averages(trainer, pl_module)
-
-    def _tick_rollout(self, trainer: Trainer) -> None:
-        """Let the ramp rise, or fall, before anything else is decided."""
-        assert self.engine is not None
-        if self._rollout.ramp is None:
-            return
-        errors = sum(int(layer.morpho.state.errors.sum()) for layer in self.engine.layers.values())
-        diverged = math.isnan(trainer.callback_metrics.get(self.credit.monitor, 0.0))
-        loss = math.nan if diverged else self._val_loss
-        own = RunHealth(val_loss=loss, step_time=self._rollout.timer.take(), errors=errors)
-        health = trainer.strategy.broadcast(own)
-        # Epochs that are over: at an epoch's end the present one is.
-        epochs = trainer.current_epoch + (0 if self.every_n_steps else 1)
-        change = self._rollout.tick(self.engine.layers, self._progress(trainer, epochs), health)
-        if change is not None:
-            self._tell_rollout(trainer, change)
-
-    def _tell_rollout(self, trainer: Trainer, change: RolloutChange) -> None:
-        assert self.engine is not None
         now = {"tick": self.engine.ticks, "step": trainer.global_step, "epoch": trainer.current_epoch}
         self._write_event(trainer, change.to_dict(**now))
         rank_zero_info(f"morpho: step {trainer.global_step}: rollout, {change}")

@@ -120,9 +120,7 @@ def _flow(value: Any) -> str:
         return "[" + ", ".join(_flow(item) for item in value) + "]"
     if isinstance(value, dict):
         return "{" + ", ".join(f"{key}: {_flow(item)}" for key, item in value.items()) + "}"
-    if isinstance(value, str):
-        return json.dumps(value)
-    return json.dumps(value)
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _check(text: str, changed: str, path: Sequence[str], value: Any) -> None:
@@ -130,7 +128,9 @@ def _check(text: str, changed: str, path: Sequence[str], value: Any) -> None:
     expected = yaml.safe_load(text) or {}
     node = expected
     for key in path[:-1]:
-        node = node.setdefault(key, {}) if node.get(key) is not None else node.__setitem__(key, {}) or node[key]
+        if node.get(key) is None:
+            node[key] = {}
+        node = node[key]
     node[path[-1]] = value
     try:
         fits = yaml.safe_load(changed) == expected

@@ -1,6 +1,7 @@
 """What only a Lightning Trainer can give."""
 
 from lightning_morpho.integrations.averaging import align_averages, rebuild_averages
+from lightning_morpho.integrations.rollout import TrainerRollout
 from lightning_morpho.integrations.sharding import reshard_
 from lightning_morpho.integrations.validation import (
     LossFunction,
@@ -12,6 +13,7 @@ from lightning_morpho.integrations.validation import (
 
 __all__ = [
     "LossFunction",
+    "TrainerRollout",
     "align_averages",
     "rebuild_averages",
     "reshard_",

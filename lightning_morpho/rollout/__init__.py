@@ -14,7 +14,7 @@ from lightning_morpho.rollout.flags import (
     with_environment,
 )
 from lightning_morpho.rollout.guard import Guard, RunHealth, StepTimer, Verdict
-from lightning_morpho.rollout.live import LiveRollout
+from lightning_morpho.rollout.live import LiveRollout, RolloutChange
 from lightning_morpho.rollout.ramp import Ramp
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "LiveRollout",
     "Overlay",
     "Ramp",
+    "RolloutChange",
     "RunHealth",
     "StepTimer",
     "Timing",
