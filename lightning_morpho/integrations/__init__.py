@@ -1,6 +1,7 @@
 """What only a Lightning Trainer can give."""
 
 from lightning_morpho.integrations.averaging import align_averages, rebuild_averages
+from lightning_morpho.integrations.compilation import allow_recompilations, is_compiled
 from lightning_morpho.integrations.sharding import reshard_
 from lightning_morpho.integrations.validation import (
     LossFunction,
@@ -13,9 +14,11 @@ from lightning_morpho.integrations.validation import (
 __all__ = [
     "LossFunction",
     "align_averages",
+    "allow_recompilations",
     "rebuild_averages",
     "reshard_",
     "held_out_batches",
+    "is_compiled",
     "loss_of",
     "measure_seeds",
     "validation_loss",
