@@ -132,6 +132,20 @@ def check_copy(make: Callable[[], Task], root: Path) -> None:
             assert torch.equal(module.step_loss(batch), expected), "outputs differ"
 
 
+def check_compile(make: Callable[[], Task], root: Path) -> None:
+    """A compiled network grows as an eager one (traced by dynamo, run by the eager backend)."""
+
+    def compiled() -> Task:
+        module = make()
+        module.net.compile(backend="eager")
+        return module
+
+    torch._dynamo.reset()
+    # float32: a few steps of Adam amplify what tracing rounds in another order
+    pairs = zip(fit(make, root, growing()).parameters(), fit(compiled, root, growing()).parameters(), strict=True)
+    assert all(torch.allclose(a, b, atol=1e-3) for a, b in pairs), "weights differ"
+
+
 FEATURES: dict[str, Check] = {
     "grows": check_grows,
     "`mlp` blueprint": check_mlp,
@@ -139,6 +153,7 @@ FEATURES: dict[str, Check] = {
     "resumes bit-equal": check_resume,
     "bf16-mixed": check_bf16,
     "EMA": check_ema,
+    "`torch.compile`": check_compile,
     "copy, pickle, load": check_copy,
 }
 

@@ -35,6 +35,8 @@ from lightning_morpho.integrations import (
     LossFunction,
     TrainerRollout,
     align_averages,
+    allow_recompilations,
+    is_compiled,
     loss_of,
     measure_seeds,
     rebuild_averages,
@@ -213,7 +215,12 @@ class MorphoCallback(Callback):
         self.engine = GrowthEngine(layers, self.tamiyo, link, self._events.append)
         if self._state is not None:
             self.engine.load_state_dict(self._state["engine"])
-        if self.telemetry.every_n_steps:
+        compiled = is_compiled(pl_module)
+        if compiled:
+            allow_recompilations(sum(len(layer.morpho.beds) for layer in layers.values()))
+        if compiled and self.telemetry.every_n_steps:
+            rank_zero_info("MorphoCallback: the model runs compiled, so activations are not sampled.")
+        elif self.telemetry.every_n_steps:
             self._statistics = {
                 name: ChunkStatistics(layer.chunks).to(pl_module.device) for name, layer in layers.items()
             }

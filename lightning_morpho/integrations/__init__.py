@@ -1,6 +1,7 @@
 """What only a Lightning Trainer can give."""
 
 from lightning_morpho.integrations.averaging import align_averages, rebuild_averages
+from lightning_morpho.integrations.compilation import allow_recompilations, is_compiled
 from lightning_morpho.integrations.rollout import TrainerRollout
 from lightning_morpho.integrations.sharding import reshard_
 from lightning_morpho.integrations.validation import (
@@ -15,9 +16,11 @@ __all__ = [
     "LossFunction",
     "TrainerRollout",
     "align_averages",
+    "allow_recompilations",
     "rebuild_averages",
     "reshard_",
     "held_out_batches",
+    "is_compiled",
     "loss_of",
     "measure_seeds",
     "validation_loss",

@@ -1,0 +1,108 @@
+"""Growth in compiled models: few recompilations, no graph breaks in our code, the same results."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounterWithBackend
+
+from hosts import Host, events, loaders, make_trainer, quick
+from lightning_morpho import (
+    BlueprintConfig,
+    LayersConfig,
+    LifecycleConfig,
+    MorphoConfig,
+    Periodic,
+    hybrid_layers,
+    morph_,
+)
+
+
+class Net(nn.Module):
+    """One frame for dynamo, so that each compilation is counted once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(8, 6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(torch.relu(self.a(x)))
+
+
+@pytest.fixture(autouse=True)
+def fresh_dynamo() -> Any:
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def counter() -> CompileCounterWithBackend:
+    return CompileCounterWithBackend("aot_eager")
+
+
+@pytest.mark.parametrize("kind", ["neurons", "mlp"])
+def test_alpha_changes_and_culls_recompile_nothing(kind: str) -> None:
+    torch.manual_seed(0)
+    net, count = Net(), counter()
+    config = MorphoConfig(
+        layers=LayersConfig(num_seeds=3),
+        blueprint=BlueprintConfig(kind=kind),
+        lifecycle=LifecycleConfig(alpha_step=0.1),
+    )
+    morph_(net, config)
+    compiled = torch.compile(net, backend=count, fullgraph=True)
+    x = torch.randn(4, 8)
+    compiled(x).sum().backward()
+    assert count.frame_count == 1
+    net.a.request_germination()
+    compiled(x).sum().backward()
+    assert count.frame_count == 2
+    with torch.no_grad():
+        for p in net.a.morpho.beds[0].parameters():
+            p.normal_()
+    net.a.cancel_germination(1)
+    for _ in range(9):
+        net.a.morpho.advance()
+        out = compiled(x)
+        out.sum().backward()
+        assert torch.allclose(out, net(x), atol=1e-6)
+    assert net.a.seed(1).alpha < 0.2
+    assert count.frame_count == 2
+
+
+def by_module(host: Host, backend: Any) -> Any:
+    host.net.compile(backend=backend, fullgraph=True)
+    return host
+
+
+def by_lightning(host: Host, backend: Any) -> Any:
+    return torch.compile(host, backend=backend)
+
+
+@pytest.mark.parametrize("compile_host", [by_module, by_lightning])
+def test_a_compiled_host_grows_as_an_eager_one(compile_host: Callable[..., Any], tmp_path: Path) -> None:
+    def run(compiled: bool) -> tuple[Host, list[Any], int]:
+        count = counter()
+        L.seed_everything(0)
+        host = Host(Net())
+        root = tmp_path / str(compiled)
+        callback = quick(tamiyo=Periodic(every=1), layers=LayersConfig(beds=3))
+        model = compile_host(host, count) if compiled else host
+        make_trainer(root, callback, max_epochs=8).fit(model, **loaders())
+        moves = [(e["tick"], e["layer"].replace("_orig_mod.", ""), e["to"]) for e in events(root)]
+        return host, moves, count.frame_count
+
+    eager, expected, _ = run(False)
+    grown, moves, frames = run(True)
+    assert moves == expected and frames > 0
+    assert any(not layer.morpho.dormant for layer in hybrid_layers(grown).values())
+    ours = {n.replace("_orig_mod.", ""): p for n, p in grown.named_parameters()}
+    for name, parameter in eager.named_parameters():
+        # float32: the compiled graph may round in another order, over 80 Adam steps
+        assert torch.allclose(ours[name], parameter, atol=1e-3), name
