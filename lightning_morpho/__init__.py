@@ -18,8 +18,9 @@ from lightning_morpho.engine import GrowthEngine
 from lightning_morpho.layers import ChunkedKasminaLayer, HybridKasminaLayer
 from lightning_morpho.lifecycle import LifecycleError, Stage
 from lightning_morpho.optim import OptimizerLink
+from lightning_morpho.pairs import PairProbe, PairReport, find_pairs, register_channelwise
 from lightning_morpho.state import LogicalSeed, StateTensor
-from lightning_morpho.surgery import EligibilityReport, hybrid_layers, morph_, unmorph_
+from lightning_morpho.surgery import EligibilityReport, confirm_pairs_, hybrid_layers, morph_, unmorph_
 from lightning_morpho.tamiyo import Never, Observation, OneRound, Periodic, Scripted, Tamiyo
 from lightning_morpho.telemetry import ChunkStatistics
 
@@ -46,6 +47,8 @@ __all__ = [
     "Observation",
     "OneRound",
     "OptimizerLink",
+    "PairProbe",
+    "PairReport",
     "Periodic",
     "RolloutConfig",
     "Scripted",
@@ -56,8 +59,11 @@ __all__ = [
     "TelemetryConfig",
     "WarmupConfig",
     "blueprint_type",
+    "confirm_pairs_",
+    "find_pairs",
     "hybrid_layers",
     "morph_",
     "register_blueprint",
+    "register_channelwise",
     "unmorph_",
 ]

@@ -23,6 +23,7 @@ from typing_extensions import override
 from lightning_morpho import credit
 from lightning_morpho.blueprints import blueprint_type
 from lightning_morpho.config import (
+    AUTO,
     BlueprintConfig,
     BudgetConfig,
     CreditConfig,
@@ -112,7 +113,8 @@ class MorphoCallback(Callback):
         check_section("tamiyo", self.tamiyo, Tamiyo)
         check_section("credit", self.credit, CreditConfig)
         check_section("telemetry", self.telemetry, TelemetryConfig)
-        blueprint_type(self.config.blueprint.kind)
+        if self.config.blueprint.kind != AUTO:
+            blueprint_type(self.config.blueprint.kind)
         if every_n_steps is not None and (isinstance(every_n_steps, bool) or every_n_steps < 1):
             raise ValueError(f"`every_n_steps` must be at least 1 optimizer step, or None, got {every_n_steps!r}.")
         self.every_n_steps = every_n_steps

@@ -47,12 +47,15 @@ class LayersConfig:
             1 to 1024. Must not exceed the layer's output features.
         beds: Germination events a layer can hold at a time, ``>= 1``: the most that the parameter
             budget may allocate there.
+        pairs: Pairs of layers for ``span`` that the finder misses: each entry lists the name of the producer,
+            of what stands between (modules, or operations such as ``"relu"``), and of the consumer.
     """
 
     include: tuple[str, ...] = ("*",)
     exclude: tuple[str, ...] = ()
     num_seeds: int | Auto = AUTO
     beds: int = 1
+    pairs: tuple[tuple[str, ...], ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "include", _patterns(self.include, "layers.include"))
@@ -64,6 +67,9 @@ class LayersConfig:
             self.num_seeds,
         )
         _check(_is_count(self.beds), "layers.beds", "at least 1 bed a layer", self.beds)
+        lists = all(not isinstance(pair, str) and len(tuple(pair)) >= 2 for pair in self.pairs)
+        _check(lists, "layers.pairs", "a list of lists of at least two names", self.pairs)
+        object.__setattr__(self, "pairs", tuple(tuple(pair) for pair in self.pairs))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,15 +77,18 @@ class BlueprintConfig:
     """What grows at a germination.
 
     Args:
-        kind: Name in the blueprint registry: ``"neurons"`` (new hidden units from the layer's own
-            input) or ``"mlp"`` (a two-layer network on each chunk), or one of your own.
-        hidden: Hidden units of one bed (``neurons``) or of one chunk (``mlp``). ``"auto"``:
-            ``neurons`` takes as many as cost the layer's own parameter count, at least 8;
-            ``mlp`` takes twice the chunk's width.
+        kind: ``"auto"``: ``span`` where a pair of layers is found, ``neurons`` elsewhere. Or a name in the
+            blueprint registry: ``"span"`` (new hidden units between the layer before and this one: the layer
+            in between becomes wider), ``"neurons"`` (new hidden units from the layer's own input),
+            ``"block"`` (a residual block on the layer's whole output), ``"mlp"`` (a two-layer network on each
+            chunk: the more chunks, the less it is worth at equal cost), or one of your own.
+        hidden: Hidden units of one bed, or of one chunk (``mlp``). ``"auto"``: ``span`` takes as many as the
+            layer in between has, at least 8; ``neurons`` as many as cost the layer's own parameter count, at
+            least 8; ``block`` the layer's width; ``mlp`` twice the chunk's width.
         activation: ``"relu"``, ``"gelu"``, ``"selu"``, ``"silu"`` or ``"tanh"``.
     """
 
-    kind: str = "neurons"
+    kind: str = AUTO
     hidden: int | Auto = AUTO
     activation: str = "relu"
 

@@ -11,16 +11,15 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_morpho.layers import Bed, HybridKasminaLayer
+from lightning_morpho.layers import GrownParameters, HybridKasminaLayer, clear_taps
 
 log = logging.getLogger(__name__)
 
 
-def beds_of(layers: Mapping[str, HybridKasminaLayer]) -> Iterator[tuple[str, Bed]]:
-    """All beds, with the name of their layer."""
+def beds_of(layers: Mapping[str, HybridKasminaLayer]) -> Iterator[tuple[str, GrownParameters]]:
+    """All beds and links, with the name of their layer."""
     for name, layer in layers.items():
-        for bed in layer.morpho.beds:
-            assert isinstance(bed, Bed)
+        for bed in layer.morpho.grown():
             yield name, bed
 
 
@@ -48,7 +47,7 @@ class OptimizerLink:
         self.optimizers = tuple(optimizers)
         self.added = self._add_missing()
         members = [{id(p) for p in _parameters(optimizer)} for optimizer in self.optimizers]
-        self._beds: dict[int, list[Bed]] = {
+        self._beds: dict[int, list[GrownParameters]] = {
             i: [bed for _, bed in beds_of(layers) if any(id(p) in held for p in bed.parameters())]
             for i, held in enumerate(members)
         }
@@ -102,6 +101,8 @@ class OptimizerLink:
 
     def _before_step(self, index: int) -> None:
         self.drop_stale_state()
+        for layer in self._layers[index]:
+            clear_taps(layer)
         self._before[index] = [
             (p, p.detach().clone(), (bed.steps + 1) / bed.warmup)
             for bed in self._beds[index]
@@ -116,7 +117,7 @@ class OptimizerLink:
                     parameter.lerp_(before, 1 - share)
         for bed in self._beds[index]:
             if not bed.free:
-                bed.steps += 1
+                bed.count_step()
         for layer in self._layers[index]:
             layer.morpho.steps += 1
 
