@@ -15,6 +15,7 @@ from lightning_morpho.config import (
     WarmupConfig,
 )
 from lightning_morpho.engine import GrowthEngine
+from lightning_morpho.export import export
 from lightning_morpho.layers import ChunkedKasminaLayer, HybridKasminaLayer
 from lightning_morpho.lifecycle import LifecycleError, Stage
 from lightning_morpho.optim import OptimizerLink
@@ -60,6 +61,7 @@ __all__ = [
     "WarmupConfig",
     "blueprint_type",
     "confirm_pairs_",
+    "export",
     "find_pairs",
     "hybrid_layers",
     "morph_",

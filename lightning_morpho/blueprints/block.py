@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_morpho.blueprints.base import ACTIVATION_MODULES, Blueprint, register_blueprint, uniform_
+from lightning_morpho.blueprints.plain import plain_layer
 from lightning_morpho.config import AUTO
 
 _CONVOLVE = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
-_MODULES = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 
 
 @register_blueprint("block")
@@ -60,23 +60,8 @@ class Block(Blueprint):
         activation = ACTIVATION_MODULES[self.config.activation]
         return nn.Sequential(
             activation(),
-            _layer(parameters["w_in"], parameters["b_in"]),
+            plain_layer(parameters["w_in"], parameters["b_in"]),
             activation(),
-            _layer(parameters["w_out"], None),
+            plain_layer(parameters["w_out"], None),
         )
 
-
-def _layer(weight: Tensor, bias: Tensor | None) -> nn.Module:
-    """A plain layer with these weights."""
-    out, in_, *kernel = weight.shape
-    made: nn.Module
-    if kernel:
-        made = _MODULES[len(kernel)](in_, out, tuple(kernel), padding=1, bias=bias is not None)  # type: ignore[arg-type]
-    else:
-        made = nn.Linear(in_, out, bias=bias is not None)
-    made.to(weight.device, weight.dtype)
-    with torch.no_grad():
-        made.weight.copy_(weight)
-        if bias is not None:
-            made.bias.copy_(bias)
-    return made

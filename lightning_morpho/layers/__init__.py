@@ -8,6 +8,7 @@ from lightning_morpho.layers.hybrid import (
     detach_,
     plan_blueprint,
     plan_route,
+    strip_,
 )
 from lightning_morpho.layers.seeds import SeedBeds, Transition
 from lightning_morpho.layers.span import allocate_links_, connect_
@@ -28,4 +29,5 @@ __all__ = [
     "detach_",
     "plan_blueprint",
     "plan_route",
+    "strip_",
 ]

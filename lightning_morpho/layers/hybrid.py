@@ -208,6 +208,11 @@ def detach_(layer: ChunkedKasminaLayer) -> nn.Module:
             f"Layer `{layer.morpho.name}` holds live seeds; removing them would change what it computes. "
             "Cull them first."
         )
+    return strip_(layer)
+
+
+def strip_(layer: ChunkedKasminaLayer) -> nn.Module:
+    """Give a layer its own class back, in place, whatever lives in it."""
     del layer.morpho
     for key in [k for k in layer.__dict__ if k.startswith("_morpho")]:
         del layer.__dict__[key]
