@@ -36,12 +36,14 @@ from lightning_morpho.config import (
     check_section,
 )
 from lightning_morpho.engine import GrowthEngine
+from lightning_morpho.layers import clear_taps
 from lightning_morpho.lifecycle import Stage
 from lightning_morpho.optim import OptimizerLink
-from lightning_morpho.surgery import EligibilityReport, hybrid_layers, morph_
+from lightning_morpho.pairs import PairProbe
+from lightning_morpho.surgery import EligibilityReport, decide_pairs_, hybrid_layers, morph_, review, unconfirmed
 from lightning_morpho.tamiyo import Measurement, OneRound, Tamiyo
 from lightning_morpho.tamiyo.observation import SeedKey
-from lightning_morpho.telemetry import EVENTS_FILE, ChunkStatistics, Event, append_event, seed_table
+from lightning_morpho.telemetry import EVENTS_FILE, ChunkStatistics, Event, Refusal, append_event, seed_table
 
 log = logging.getLogger(__name__)
 
@@ -123,8 +125,9 @@ class MorphoCallback(Callback):
         self.engine: GrowthEngine | None = None
         self._state: dict[str, Any] | None = None
         self._statistics: dict[str, ChunkStatistics] = {}
-        self._events: list[Event] = []
+        self._events: list[Event | Refusal] = []
         self._events_path: Path | None = None
+        self._probe: PairProbe | None = None
         self._batches = 0
         self._val_loss: float | None = None
         self._has_loss: bool | None = None
@@ -159,7 +162,7 @@ class MorphoCallback(Callback):
 
     def _swap(self, pl_module: LightningModule) -> None:
         if not hybrid_layers(pl_module):
-            self.report = morph_(pl_module, self.config)
+            self.report = morph_(pl_module, self.config, pl_module.example_input_array)
             self._state = None
         # DDP's reducer fails on parameters that a step does not use; ours are averaged separately.
         beds = [name for name, _ in pl_module.named_parameters() if ".morpho." in f".{name}"]
@@ -192,9 +195,13 @@ class MorphoCallback(Callback):
 
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Open the layers' statistics for one batch in every ``telemetry.every_n_steps``."""
+        """Open the layers' statistics for one batch in every ``telemetry.every_n_steps``; watch the first one."""
         if self._statistics and self._batches % self.telemetry.every_n_steps == 0:
             self._observe(True)
+        clear_taps(pl_module)
+        if unconfirmed(pl_module):
+            self._probe = PairProbe(pl_module)
+            self._probe.__enter__()
 
     @override
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
@@ -209,6 +216,8 @@ class MorphoCallback(Callback):
         """Close the statistics, and tick if ticks go by steps."""
         if self.engine is None:
             return
+        if self._probe is not None:
+            self._settle_pairs(pl_module)
         if self._statistics and self._batches % self.telemetry.every_n_steps == 0:
             self._observe(False)
         self._batches += 1
@@ -264,6 +273,10 @@ class MorphoCallback(Callback):
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Leave the model as a fit that ended leaves it."""
+        if self._probe is not None:
+            self._probe.__exit__(None, None, None)
+            self._probe = None
+        clear_taps(pl_module)
         self._close()
 
     @override
@@ -294,6 +307,19 @@ class MorphoCallback(Callback):
         self._tell(trainer)
         if self.telemetry.log:
             pl_module.log_dict(self._metrics())
+
+    def _settle_pairs(self, pl_module: LightningModule) -> None:
+        """Decide which proposed pairs are confirmed, on every rank alike."""
+        assert self._probe is not None
+        self._probe.__exit__(None, None, None)
+        verdicts = self._probe.verdicts()
+        self._probe = None
+        for refused in _gather_objects({name: v for name, v in verdicts.items() if isinstance(v, str)}):
+            verdicts |= refused
+        for name, reason in decide_pairs_(pl_module, verdicts).items():
+            rank_zero_warn(f"MorphoCallback: `{name}` stays as it is, the pair proposed for it is refused: {reason}.")
+        if self.report is not None:
+            self.report = review(self.report, pl_module)
 
     def _observe(self, on: bool) -> None:
         assert self.engine is not None
@@ -331,6 +357,10 @@ class MorphoCallback(Callback):
         """Write the new events to the log file, and one line for those that belong together."""
         together: dict[tuple[str, str, str, str], int] = {}
         for event in self._events:
+            if isinstance(event, Refusal):
+                self._write_event(trainer, event.to_dict(epoch=trainer.current_epoch))
+                rank_zero_info(f"morpho: step {trainer.global_step}: {event.layer}: not grown ({event.reason})")
+                continue
             t = event.transition
             key = (t.layer, t.source.name, t.target.name, t.reason)
             together[key] = together.get(key, 0) + 1
@@ -451,10 +481,15 @@ def held_out_batches(trainer: Trainer, pl_module: LightningModule, most: int) ->
             generator.set_state(state)
 
 
+def _gather_objects(item: Any) -> list[Any]:
+    """The same item of all ranks; in one process the item alone."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return [item]
+    parts: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(parts, item)
+    return parts
+
+
 def _gather_ranks(differences: Tensor) -> Tensor:
     """Join the paired differences of all ranks, which may have seen different numbers of batches."""
-    if not (dist.is_available() and dist.is_initialized()):
-        return differences
-    parts: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(parts, differences)
-    return torch.cat(parts, dim=1)
+    return torch.cat(_gather_objects(differences), dim=1)

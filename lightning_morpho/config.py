@@ -67,9 +67,10 @@ class LayersConfig:
             self.num_seeds,
         )
         _check(_is_count(self.beds), "layers.beds", "at least 1 bed a layer", self.beds)
-        lists = all(not isinstance(pair, str) and len(tuple(pair)) >= 2 for pair in self.pairs)
+        entries: list[Any] = list(self.pairs)
+        lists = all(isinstance(pair, (list, tuple)) and len(pair) >= 2 for pair in entries)
         _check(lists, "layers.pairs", "a list of lists of at least two names", self.pairs)
-        object.__setattr__(self, "pairs", tuple(tuple(pair) for pair in self.pairs))
+        object.__setattr__(self, "pairs", tuple(tuple(pair) for pair in entries))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,16 +114,20 @@ class WarmupConfig:
         steps: Longest warm-up, in optimizer steps, ``>= 0``; 0 turns it off.
         share: Warm-up as a fraction of the optimizer steps done before the germination, in [0, 1].
         min_steps: Shortest warm-up, in optimizer steps, ``>= 0``.
+        min_rate: No germination while the learning rate is below this share of its peak, in [0, 1]: a decayed
+            schedule leaves newborns too little to learn. 0: grow at any time.
     """
 
     steps: int = 300
     share: float = 0.2
     min_steps: int = 50
+    min_rate: float = 0.5
 
     def __post_init__(self) -> None:
         _check(_is_count(self.steps, 0), "warmup.steps", "at least 0 optimizer steps", self.steps)
         _check(_is_fraction(self.share), "warmup.share", "a fraction in [0, 1]", self.share)
         _check(_is_count(self.min_steps, 0), "warmup.min_steps", "at least 0 optimizer steps", self.min_steps)
+        _check(_is_fraction(self.min_rate), "warmup.min_rate", "a fraction in [0, 1]", self.min_rate)
 
     def length(self, steps_so_far: int) -> int:
         """Optimizer steps of the warm-up of a seed that germinates after ``steps_so_far`` steps.

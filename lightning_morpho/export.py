@@ -123,7 +123,7 @@ def _fold_norms_(seeds: SeedBeds) -> None:
                 joined = torch.cat([value.detach(), *(getattr(norm, name).detach() for norm in norms)])
                 setattr(host, name, nn.Parameter(joined, value.requires_grad) if name in host._parameters else joined)
         assert isinstance(host, _BatchNorm)
-        host.num_features += sum(int(norm.num_features) for norm in norms)  # type: ignore[arg-type]
+        host.num_features += sum(int(norm.num_features) for norm in norms)  # type: ignore[arg-type, misc]
 
 
 def _set_weights_(layer: nn.Module, weight: Tensor, bias: Tensor | None) -> None:
@@ -135,7 +135,7 @@ def _set_weights_(layer: nn.Module, weight: Tensor, bias: Tensor | None) -> None
     layer.weight = nn.Parameter(weight.clone(), trainable)
     if bias is not None:
         layer.bias = nn.Parameter(bias.clone(), trainable)
-    out, in_ = weight.shape[:2]
+    out, in_ = int(weight.shape[0]), int(weight.shape[1])
     if isinstance(layer, nn.Linear):
         layer.out_features, layer.in_features = out, in_
     else:

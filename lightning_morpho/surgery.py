@@ -160,9 +160,7 @@ def _allocate(plans: Mapping[str, Blueprint], pairs: Mapping[str, Pair], beds: i
     return counts
 
 
-def _link_cost(
-    name: str, plans: Mapping[str, Blueprint], pairs: Mapping[str, Pair], counts: Mapping[str, int]
-) -> int:
+def _link_cost(name: str, plans: Mapping[str, Blueprint], pairs: Mapping[str, Pair], counts: Mapping[str, int]) -> int:
     """Parameters of the links that one more bed of a layer needs, to those of the layers before and behind it."""
     total = 0
     for consumer, pair in pairs.items():
@@ -286,9 +284,7 @@ def _report(
         reason += f"{plans[name].kind}, proposed: {pairs[name]}"
     else:
         reason += plans[name].kind + (f", no pair: {alone[name]}" if name in alone else "")
-    return ModuleReport(
-        name=name, type=kind, taken=True, reason=reason, seeds=seeds, beds=beds, added_parameters=held
-    )
+    return ModuleReport(name=name, type=kind, taken=True, reason=reason, seeds=seeds, beds=beds, added_parameters=held)
 
 
 def decide_pairs_(model: nn.Module, verdicts: Mapping[str, Pair | str]) -> dict[str, str]:

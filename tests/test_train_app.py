@@ -24,6 +24,9 @@ PRESETS = sorted(f"{path.parent.name}/{path.stem}" for path in CONFIGS.glob("mor
 # What a preset changes on purpose; everything else equals the defaults in code.
 CHANGES = {
     "blueprint/mlp": {"kind": "mlp"},
+    "blueprint/neurons": {"kind": "neurons"},
+    "blueprint/span": {"kind": "span"},
+    "blueprint/block": {"kind": "block"},
     "rollout/off": {"enabled": False},
     "rollout/canary": {"percentage": 5.0},
 }

@@ -64,4 +64,3 @@ class Block(Blueprint):
             activation(),
             plain_layer(parameters["w_out"], None),
         )
-

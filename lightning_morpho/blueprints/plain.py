@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from lightning_morpho.blueprints.site import Site
 
-_CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+_CONVOLUTIONS: dict[int, Any] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 
 
 def plain_layer(weight: Tensor, bias: Tensor | None, site: Site | None = None) -> nn.Module:
@@ -20,28 +22,19 @@ def plain_layer(weight: Tensor, bias: Tensor | None, site: Site | None = None) -
             kernel being odd.
     """
     out, in_, *kernel = weight.shape
-    made: nn.Module
+    made: Any
     if not kernel:
         made = nn.Linear(in_, out, bias=bias is not None)
-    elif site is None:
-        same = tuple(size // 2 for size in kernel)
-        made = _CONVOLUTIONS[len(kernel)](in_, out, tuple(kernel), padding=same, bias=bias is not None)  # type: ignore
     else:
-        made = _CONVOLUTIONS[len(kernel)](  # type: ignore[call-arg]
-            in_,
-            out,
-            tuple(kernel),  # type: ignore[arg-type]
-            site.stride,  # type: ignore[arg-type]
-            site.padding,  # type: ignore[arg-type]
-            site.dilation,  # type: ignore[arg-type]
-            bias=bias is not None,
-            padding_mode=site.padding_mode,
-        )
+        settings: dict[str, Any] = {"padding": tuple(size // 2 for size in kernel)}
+        if site is not None:
+            settings = {name: getattr(site, name) for name in ("stride", "padding", "dilation", "padding_mode")}
+        made = _CONVOLUTIONS[len(kernel)](in_, out, tuple(kernel), bias=bias is not None, **settings)
     made.to(weight.device, weight.dtype)
     with torch.no_grad():
-        made.weight.copy_(weight)  # type: ignore[operator, union-attr]
+        made.weight.copy_(weight)
         if bias is not None:
-            made.bias.copy_(bias)  # type: ignore[operator, union-attr]
+            made.bias.copy_(bias)
     return made
 
 

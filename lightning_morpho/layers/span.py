@@ -12,7 +12,7 @@ from torch import Tensor
 from lightning_morpho.blueprints import Span
 from lightning_morpho.grafting import blend_add
 from lightning_morpho.layers.beds import Bed
-from lightning_morpho.layers.links import Link, LinkTable, linkable, open_older_, open_younger_
+from lightning_morpho.layers.links import Link, linkable, open_older_, open_younger_
 from lightning_morpho.layers.taps import Hidden, Tap
 
 if TYPE_CHECKING:
@@ -148,4 +148,3 @@ def span_plan(seeds: SeedBeds, live: list[int], alphas: Sequence[np.ndarray]) ->
     assert isinstance(seeds.blueprint, Span)
     beds = {index: seeds.bed_at(index) for index in live}
     return SpanPlan(seeds.blueprint, beds, alphas, [seeds.links.live(i) for i in live], seeds.inlets)
-

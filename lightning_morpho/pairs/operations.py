@@ -119,7 +119,7 @@ def register_channelwise(op: _Op, layout: Literal["any", "first"] = "any") -> _O
             return handle_torch_function(visible, (x,), x, *args, **kwargs)
         return op(x, *args, **kwargs)
 
-    name = f"{op.__module__}.{op.__qualname__}"
+    name = ".".join((op.__module__, getattr(op, "__qualname__", repr(op))))
     FUNCTIONS[name] = visible
     _NAMES[visible] = (name, kind)
     return visible  # type: ignore[return-value]

@@ -50,7 +50,7 @@ def check_pair(pair: Pair, modules: Mapping[str, nn.Module]) -> str | None:
     for step in pair.all_steps:
         if step.module is not None and _hooked(step.module):
             return f"`{step.name}` has a forward hook, which could change what passes"
-    if len({(p.weight.dtype, p.weight.device) for p in (*producers, consumer)}) > 1:  # type: ignore[union-attr]
+    if len({(p.weight.dtype, p.weight.device) for p in (*producers, consumer)}) > 1:
         return f"the weights of {pair.producers} and `{pair.consumer}` differ in dtype or device"
     return _check_geometry(pair, producers, consumer)
 
