@@ -3,7 +3,6 @@
 Writes ``runs/demo/{static,grown}`` (CSV and TensorBoard logs, events) and ``runs/demo/growth.png``.
 """
 
-import json
 import logging
 import shutil
 import sys
@@ -13,6 +12,7 @@ from pathlib import Path
 
 from hydra import compose, initialize_config_module
 
+from lightning_morpho.telemetry import EVENTS_FILE, read_events
 from lightning_morpho.telemetry.plots import plot_growth
 from lightning_morpho.train import train
 
@@ -30,8 +30,7 @@ def run(name: str, overrides: list[str]) -> dict[str, float]:
 
 def count_stages(events: Path) -> Counter[str]:
     """Number of seeds that entered each stage."""
-    lines = events.read_text(encoding="utf-8").splitlines()
-    return Counter(event["to"] for event in map(json.loads, lines) if event["event"] == "transition")
+    return Counter(event["to"] for event in read_events(events) if event["event"] == "transition")
 
 
 def main() -> int:
@@ -53,7 +52,7 @@ def main() -> int:
     for name, result in results.items():
         accuracy, parameters = result["test_acc"], int(result["trainable_parameters"])
         print(f"{name:>6}: test accuracy {accuracy:.3f}, {parameters} parameters, {result['seconds']:.0f} s")
-    stages = count_stages(ROOT / "grown" / "csv" / "morpho_events.jsonl")
+    stages = count_stages(ROOT / "grown" / "csv" / EVENTS_FILE)
     print(f" seeds: {stages['LOADING']} germinated, {stages['FOSSILIZED']} kept, {stages['CULLED']} culled")
     print(f"  logs: {ROOT} (tensorboard --logdir {ROOT}), picture: {picture}")
     if not stages["FOSSILIZED"] or results["grown"]["test_acc"] <= results["static"]["test_acc"]:

@@ -2,6 +2,7 @@
 
 from lightning_morpho.blueprints import Blueprint, Site, blueprint_type, register_blueprint
 from lightning_morpho.callback import MorphoCallback
+from lightning_morpho.checkpoint import load_grown_
 from lightning_morpho.chunks import ChunkManager
 from lightning_morpho.config import (
     BlueprintConfig,
@@ -64,6 +65,7 @@ __all__ = [
     "export",
     "find_pairs",
     "hybrid_layers",
+    "load_grown_",
     "morph_",
     "register_blueprint",
     "register_channelwise",

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import inspect
-import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
-from lightning.pytorch.utilities import CombinedLoader, rank_zero_info, rank_zero_warn
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from rich.console import Console
-from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from typing_extensions import override
 
-from lightning_morpho import credit
 from lightning_morpho.blueprints import blueprint_type
 from lightning_morpho.config import (
     AUTO,
@@ -36,16 +32,22 @@ from lightning_morpho.config import (
     check_section,
 )
 from lightning_morpho.engine import GrowthEngine
+from lightning_morpho.integrations import (
+    LossFunction,
+    align_averages,
+    loss_of,
+    measure_seeds,
+    rebuild_averages,
+    reshard_,
+)
 from lightning_morpho.layers import clear_taps
 from lightning_morpho.lifecycle import Stage
-from lightning_morpho.optim import OptimizerLink
+from lightning_morpho.optim import OptimizerLink, adopt_plain_state
 from lightning_morpho.pairs import PairProbe
 from lightning_morpho.surgery import EligibilityReport, decide_pairs_, hybrid_layers, morph_, review, unconfirmed
 from lightning_morpho.tamiyo import Measurement, OneRound, Tamiyo
 from lightning_morpho.tamiyo.observation import SeedKey
 from lightning_morpho.telemetry import EVENTS_FILE, ChunkStatistics, Event, Refusal, append_event, seed_table
-
-log = logging.getLogger(__name__)
 
 
 class MorphoCallback(Callback):
@@ -95,7 +97,7 @@ class MorphoCallback(Callback):
         credit: CreditConfig | None = None,
         telemetry: TelemetryConfig | None = None,
         every_n_steps: int | None = None,
-        loss_fn: Callable[[LightningModule, Any], Tensor] | None = None,
+        loss_fn: LossFunction | None = None,
         model_id: str = "model",
         seed: int = 0,
     ) -> None:
@@ -131,19 +133,34 @@ class MorphoCallback(Callback):
         self._batches = 0
         self._val_loss: float | None = None
         self._has_loss: bool | None = None
+        self._attached = False
+        self._plain_checkpoint: dict[str, Any] | None = None
+        self._ticked_epochs: int | None = None
 
     # ------------------------------------------------------------------ before optimizers exist
+    @property
+    @override
+    def state_key(self) -> str:
+        """Name of this callback's state in a checkpoint."""
+        # Distinct until `setup`: a second callback is to meet our message, not Lightning's about state keys.
+        return "MorphoCallback" if self._attached else f"MorphoCallback-{id(self)}"
+
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Arrange that the layers are swapped right after ``configure_model``, before optimizers exist."""
         self._check_trainer(trainer)
+        self._attached = True
         original = pl_module.configure_model
 
         def configure_model() -> None:
             # Not functools.wraps: Lightning would take it for the original and never call it.
             pl_module.__dict__.pop("configure_model", None)
+            if isinstance(trainer.strategy, ModelParallelStrategy):
+                self._swap(trainer, pl_module, stage)  # `configure_model` shards the layers, and their beds with them
+                original()
+                return
             original()
-            self._swap(pl_module)
+            self._swap(trainer, pl_module, stage)
 
         pl_module.configure_model = configure_model  # type: ignore[method-assign]
 
@@ -154,16 +171,18 @@ class MorphoCallback(Callback):
             raise ValueError(
                 f"A Trainer takes one MorphoCallback, got {others}. Put all layers into one with `layers.include`."
             )
-        if not isinstance(trainer.strategy, (SingleDeviceStrategy, DDPStrategy)):
+        if not isinstance(trainer.strategy, (SingleDeviceStrategy, DDPStrategy, ModelParallelStrategy)):
             raise ValueError(
-                f"The strategy {type(trainer.strategy).__name__} is not supported: layers could not grow under it. "
-                "Use a single device or `strategy='ddp'`, or leave the callback out."
+                f"The strategy {type(trainer.strategy).__name__} is not supported: it flattens or moves parameters, so "
+                "that seeds can't be started and freed one by one. Use a single device, 'ddp' or "
+                "ModelParallelStrategy (FSDP2), or leave the callback out."
             )
 
-    def _swap(self, pl_module: LightningModule) -> None:
+    def _swap(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if not hybrid_layers(pl_module):
             self.report = morph_(pl_module, self.config, pl_module.example_input_array)
             self._state = None
+            rebuild_averages(trainer, pl_module, stage)
         # DDP's reducer fails on parameters that a step does not use; ours are averaged separately.
         beds = [name for name, _ in pl_module.named_parameters() if ".morpho." in f".{name}"]
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(pl_module, beds)
@@ -174,13 +193,22 @@ class MorphoCallback(Callback):
         """Connect layers, optimizers and controller; say what will grow."""
         layers = hybrid_layers(pl_module)
         if self.report is not None:
-            rank_zero_info(f"MorphoCallback: {self.report}")
+            rank_zero_info(f"MorphoCallback: {self.report.summary()}")
         if not layers:
             rank_zero_info("MorphoCallback: the rollout selects no layer, this run trains without growth.")
             return
+        if not trainer.enable_validation:
+            rank_zero_warn(
+                "MorphoCallback: there is no validation in this run, so seeds are kept without judgement. "
+                "Give the Trainer a validation loader and the module a `validation_step`."
+            )
         link = OptimizerLink(layers, trainer.optimizers)
         for line in link.added:
             rank_zero_info(f"MorphoCallback: {line}.")
+        if self._plain_checkpoint is not None:
+            for saved, optimizer in zip(self._plain_checkpoint["optimizer_states"], trainer.optimizers, strict=True):
+                adopt_plain_state(saved, optimizer, layers)
+            self._plain_checkpoint = None
         self.engine = GrowthEngine(layers, self.tamiyo, link, self._events.append)
         if self._state is not None:
             self.engine.load_state_dict(self._state["engine"])
@@ -194,8 +222,24 @@ class MorphoCallback(Callback):
         self._write_event(trainer, {"event": "fit_start", "tick": self.engine.ticks, "step": trainer.global_step})
 
     @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Make up for a tick that a resumed run lost.
+
+        Lightning takes an epoch for done if its last batch was the last thing that a checkpoint holds: neither
+        its validation nor ``on_train_epoch_end`` comes again.
+        """
+        if self._ticked_epochs is None:
+            self._ticked_epochs = trainer.current_epoch
+        if self.engine is not None and not self.every_n_steps and self._ticked_epochs < trainer.current_epoch:
+            self._val_loss = None
+            self._tick(trainer, pl_module)
+            self._ticked_epochs = trainer.current_epoch
+
+    @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Open the layers' statistics for one batch in every ``telemetry.every_n_steps``; watch the first one."""
+        if isinstance(trainer.strategy, ModelParallelStrategy):
+            reshard_(pl_module)
         if self._statistics and self._batches % self.telemetry.every_n_steps == 0:
             self._observe(True)
         clear_taps(pl_module)
@@ -226,10 +270,12 @@ class MorphoCallback(Callback):
             self._tick(trainer, pl_module)
         elif self._events:
             self._tell(trainer)
+            align_averages(trainer, pl_module)
 
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Tick if ticks go by epochs; validation has run, checkpoints are yet to be written."""
+        self._ticked_epochs = trainer.current_epoch + 1
         if self.engine is not None and not self.every_n_steps:
             self._tick(trainer, pl_module)
 
@@ -244,7 +290,7 @@ class MorphoCallback(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Learn whether ``validation_step`` returns a loss."""
-        if self._has_loss is None and (self.loss_fn is not None or _loss_of(outputs) is not None):
+        if self._has_loss is None and (self.loss_fn is not None or loss_of(outputs) is not None):
             self._has_loss = True
 
     @override
@@ -291,10 +337,12 @@ class MorphoCallback(Callback):
         self._state = self.state_dict()
         self.engine.close()
         self.engine, self._statistics, self._events_path = None, {}, None
+        self._ticked_epochs = None
 
     # ------------------------------------------------------------------ one tick
     def _tick(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert self.engine is not None
+        reshard_(pl_module)
         self._collect_statistics()
         steps = trainer.estimated_stepping_batches
         can_measure = bool(self._has_loss) and trainer.val_dataloaders is not None
@@ -305,8 +353,9 @@ class MorphoCallback(Callback):
             measure=(lambda seeds: self._measure(trainer, pl_module, seeds)) if can_measure else None,
         )
         self._tell(trainer)
+        align_averages(trainer, pl_module)
         if self.telemetry.log:
-            pl_module.log_dict(self._metrics())
+            pl_module.log_dict(self._metrics(), sync_dist=trainer.world_size > 1)  # equal anyway; Lightning warns
 
     def _settle_pairs(self, pl_module: LightningModule) -> None:
         """Decide which proposed pairs are confirmed, on every rank alike."""
@@ -374,27 +423,12 @@ class MorphoCallback(Callback):
         if self._events_path is not None and trainer.is_global_zero:
             append_event(self._events_path, entry)
 
-    # ------------------------------------------------------------------ held-out loss
     def _measure(self, trainer: Trainer, pl_module: LightningModule, seeds: Sequence[SeedKey]) -> list[Measurement]:
+        """What the held-out loss loses without each of these seeds."""
         assert self.engine is not None
-        layers = self.engine.layers
-        loss = self.loss_fn
-
-        def batch_loss(batch: Any) -> Tensor:
-            with trainer.precision_plugin.val_step_context():
-                if loss is not None:
-                    return loss(pl_module, batch)
-                return validation_loss(pl_module, batch, self.credit.monitor)
-
-        return credit.measure(
-            pl_module,
-            layers,
-            credit.group_seeds(seeds, layers, self.credit.max_groups),
-            held_out_batches(trainer, pl_module, self.credit.batches),
-            batch_loss,
-            confidence=self.credit.confidence,
-            gather=_gather_ranks,
-        )
+        results = measure_seeds(trainer, pl_module, self.engine.layers, seeds, self.credit, self.loss_fn)
+        reshard_(pl_module)
+        return results
 
     # ------------------------------------------------------------------ persistence
     @override
@@ -407,7 +441,15 @@ class MorphoCallback(Callback):
             "batches": self._batches,
             "val_loss": self._val_loss,
             "has_loss": self._has_loss,
+            "ticked_epochs": self._ticked_epochs,
         }
+
+    @override
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Note a checkpoint that was written without growth: its optimizer states know no beds."""
+        weights = checkpoint.get("state_dict")  # a sharded checkpoint has none here
+        if weights and checkpoint.get("optimizer_states") and not any(".morpho." in f".{name}" for name in weights):
+            self._plain_checkpoint = checkpoint
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -417,68 +459,9 @@ class MorphoCallback(Callback):
         self._state = state_dict
         self._batches = state_dict["batches"]
         self._val_loss, self._has_loss = state_dict["val_loss"], state_dict["has_loss"]
-
-
-def _loss_of(outputs: Any) -> Tensor | None:
-    """The loss in what ``validation_step`` returned, None if there is none."""
-    if isinstance(outputs, dict):
-        outputs = outputs.get("loss")
-    return outputs if isinstance(outputs, Tensor) and outputs.numel() == 1 else None
-
-
-def validation_loss(pl_module: LightningModule, batch: Any, monitor: str) -> Tensor:
-    """Run ``validation_step`` on one batch with ``log`` muted, and find its loss.
-
-    Args:
-        pl_module: The module, in eval mode.
-        batch: A batch on its device.
-        monitor: Name under which the loss is looked for among what the step logs, if it returns none.
-
-    Raises:
-        ValueError: If the step neither returns a loss nor logs one.
-    """
-    logged: dict[str, Any] = {}
-
-    def log_one(name: str, value: Any, *_: Any, **__: Any) -> None:
-        logged[name] = value
-
-    def log_all(dictionary: Any, *_: Any, **__: Any) -> None:
-        logged.update(dictionary)
-
-    arguments = {"batch": batch, "batch_idx": 0, "dataloader_idx": 0}
-    parameters = inspect.signature(pl_module.validation_step).parameters
-    positional = list(arguments.values())[: max(1, len(parameters))]
-    pl_module.__dict__.update(log=log_one, log_dict=log_all)
-    try:
-        loss = _loss_of(pl_module.validation_step(*positional))
-    finally:
-        del pl_module.__dict__["log"], pl_module.__dict__["log_dict"]
-    if loss is None and monitor in logged:
-        loss = torch.as_tensor(logged[monitor])
-    if loss is None:
-        raise ValueError(f"`validation_step` must return a loss or log `{monitor}`, it did neither.")
-    return loss
-
-
-def held_out_batches(trainer: Trainer, pl_module: LightningModule, most: int) -> Iterator[Any]:
-    """The first batches of the first validation loader, as validation sees them; its state is put back."""
-    loader: Any = trainer.val_dataloaders
-    while isinstance(loader, (list, tuple, dict, CombinedLoader)):
-        items = loader.flattened if isinstance(loader, CombinedLoader) else loader
-        loader = next(iter(items.values())) if isinstance(items, dict) else items[0]
-    sampler = getattr(loader, "sampler", None)
-    generators = {id(g): g for g in (getattr(loader, "generator", None), getattr(sampler, "generator", None)) if g}
-    states = [(g, g.get_state()) for g in generators.values()]
-    try:
-        for index, batch in enumerate(loader):
-            if index >= min(most, trainer.num_val_batches[0]):
-                break
-            batch = trainer.precision_plugin.convert_input(batch)
-            batch = pl_module.on_before_batch_transfer(batch, 0)
-            yield trainer.strategy.batch_to_device(batch, dataloader_idx=0)
-    finally:
-        for generator, state in states:
-            generator.set_state(state)
+        self._ticked_epochs = state_dict["ticked_epochs"]
+        if self.engine is not None:
+            self.engine.load_state_dict(state_dict["engine"])
 
 
 def _gather_objects(item: Any) -> list[Any]:
@@ -488,8 +471,3 @@ def _gather_objects(item: Any) -> list[Any]:
     parts: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(parts, item)
     return parts
-
-
-def _gather_ranks(differences: Tensor) -> Tensor:
-    """Join the paired differences of all ranks, which may have seen different numbers of batches."""
-    return torch.cat(_gather_objects(differences), dim=1)

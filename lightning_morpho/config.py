@@ -29,8 +29,18 @@ def _is_fraction(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= 1
 
 
+def _check_flags(config: object, section: str, *names: str) -> None:
+    for name in names:
+        _check(isinstance(getattr(config, name), bool), f"{section}.{name}", "true or false", getattr(config, name))
+
+
+def _is_name(value: object) -> bool:
+    return isinstance(value, str) and bool(value)
+
+
 def _patterns(value: str | Iterable[str], name: str) -> tuple[str, ...]:
     """Accept one glob or several; YAML gives lists, dataclasses want tuples."""
+    _check(isinstance(value, Iterable), name, "a glob or a list of globs", value)
     patterns = (value,) if isinstance(value, str) else tuple(value)
     _check(all(isinstance(p, str) and p for p in patterns), name, "a glob or a list of globs", value)
     return patterns
@@ -94,7 +104,7 @@ class BlueprintConfig:
     activation: str = "relu"
 
     def __post_init__(self) -> None:
-        _check(bool(self.kind), "blueprint.kind", "the name of a blueprint", self.kind)
+        _check(_is_name(self.kind), "blueprint.kind", "the name of a blueprint", self.kind)
         _check(
             self.hidden == AUTO or _is_count(self.hidden),
             "blueprint.hidden",
@@ -159,6 +169,7 @@ class LifecycleConfig:
     train_fossils: bool = True
 
     def __post_init__(self) -> None:
+        _check_flags(self, "lifecycle", "train_fossils")
         _check(_is_count(self.active_ticks, 0), "lifecycle.active_ticks", "at least 0 ticks", self.active_ticks)
         _check(
             _is_count(self.timeout_ticks) and self.timeout_ticks >= self.active_ticks,
@@ -229,7 +240,7 @@ class CreditConfig:
             self.confidence,
         )
         _check(_is_count(self.max_groups), "credit.max_groups", "at least 1 measurement", self.max_groups)
-        _check(bool(self.monitor), "credit.monitor", "the name of a logged metric", self.monitor)
+        _check(_is_name(self.monitor), "credit.monitor", "the name of a logged metric", self.monitor)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -258,7 +269,8 @@ class RolloutConfig:
     def __post_init__(self) -> None:
         object.__setattr__(self, "allowlist", _patterns(self.allowlist, "rollout.allowlist"))
         object.__setattr__(self, "blocklist", _patterns(self.blocklist, "rollout.blocklist"))
-        _check(isinstance(self.enabled, bool), "rollout.enabled", "true or false", self.enabled)
+        _check_flags(self, "rollout", "enabled")
+        _check(isinstance(self.salt, str), "rollout.salt", "a string", self.salt)
         _check(
             isinstance(self.percentage, (int, float))
             and not isinstance(self.percentage, bool)
@@ -289,6 +301,7 @@ class TelemetryConfig:
 
     def __post_init__(self) -> None:
         _check(_is_count(self.every_n_steps, 0), "telemetry.every_n_steps", "at least 0 steps", self.every_n_steps)
+        _check_flags(self, "telemetry", "log", "events", "table")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -319,7 +332,7 @@ class MorphoConfig:
         for item in fields(self):
             if item.default_factory is not _NO_FACTORY:
                 check_section(item.name, getattr(self, item.name), item.default_factory)
-        _check(isinstance(self.model_id, str) and bool(self.model_id), "model_id", "a non-empty name", self.model_id)
+        _check(_is_name(self.model_id), "model_id", "a non-empty name", self.model_id)
         _check(_is_count(self.seed, 0), "seed", "a non-negative integer", self.seed)
 
 

@@ -163,21 +163,19 @@ def isolated(model: nn.Module) -> Iterator[None]:
 @contextlib.contextmanager
 def _preserved_metrics(model: nn.Module) -> Iterator[None]:
     """Let clones of the metrics take the updates."""
-    originals: list[tuple[nn.Module, str, nn.Module]] = []
-
-    def replace(parent: nn.Module) -> None:
-        for name, child in list(parent.named_children()):
-            if isinstance(child, (Metric, MetricCollection)):
-                originals.append((parent, name, child))
-                parent._modules[name] = child.clone()
-            else:
-                replace(child)
-
-    replace(model)
+    held = [
+        (parent, name, child)
+        for parent in model.modules()
+        for name, child in parent._modules.items()
+        if isinstance(child, (Metric, MetricCollection)) and not isinstance(parent, MetricCollection)
+    ]
+    clones = {id(child): child.clone() for _, _, child in held}
     try:
+        for parent, name, child in held:
+            parent._modules[name] = clones[id(child)]
         yield
     finally:
-        for parent, name, child in originals:
+        for parent, name, child in held:
             parent._modules[name] = child
 
 
@@ -200,14 +198,32 @@ def _preserved_buffers(model: nn.Module) -> Iterator[None]:
 @contextlib.contextmanager
 def _preserved_containers(model: nn.Module) -> Iterator[None]:
     saved = [
-        (value, value.copy())
+        (module, name, value, _remember(value))
         for module in model.modules()
         for name, value in vars(module).items()
-        if not name.startswith("_") and type(value) in (list, dict, set)
+        if not name.startswith("_") and type(value) in _CONTAINERS
     ]
     try:
         yield
     finally:
-        for value, content in saved:
-            value.clear()
-            value.extend(content) if isinstance(value, list) else value.update(content)
+        for module, name, value, put_back in saved:
+            put_back()
+            setattr(module, name, value)
+
+
+_CONTAINERS = (list, dict, set)
+
+
+def _remember(value: Any) -> Callable[[], None]:
+    """How to put the content of a list, dict or set back, those inside it included."""
+    content = value.copy()
+    children = content.values() if isinstance(content, dict) else content
+    inner = [_remember(child) for child in children if type(child) in _CONTAINERS]
+
+    def put_back() -> None:
+        value.clear()
+        value.extend(content) if isinstance(value, list) else value.update(content)
+        for put_child_back in inner:
+            put_child_back()
+
+    return put_back

@@ -127,7 +127,6 @@ class GrowthEngine:
             step=step,
             total_steps=total_steps,
             losses=tuple(self.losses),
-            germinations=sum(layer.morpho.events for layer in self.layers.values()),
             layers=tuple(_view(name, layer) for name, layer in self.layers.items()),
             can_measure=can_measure,
         )
@@ -199,6 +198,7 @@ def _view(name: str, layer: HybridKasminaLayer) -> LayerView:
         features=layer.chunks.num_features,
         bed_parameters=seeds.blueprint.numel(),
         free_beds=seeds.free_beds,
+        germinations=seeds.events,
         dormant=tuple(state.where(Stage.DORMANT).tolist()),
         seeds=tuple(views),
         statistics={key: tuple(values.tolist()) for key, values in seeds.health.items()},

@@ -10,9 +10,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from lightning_morpho.layers import GrownParameters, HybridKasminaLayer, clear_taps
+from lightning_morpho.layers.beds import local_part
 
 log = logging.getLogger(__name__)
 
@@ -90,6 +92,9 @@ class OptimizerLink:
             if parameters:
                 group = homes.get(id(_weight(self.layers[name])), self.optimizers[0].param_groups[0])
                 group["params"].extend(parameters)
+                if "param_names" in group:
+                    names = {id(p): n for n, p in self.layers[name].named_parameters(prefix=name)}
+                    group["param_names"].extend(names[id(p)] for p in parameters)
                 added.append(f"`{name}`: {len(parameters)} parameters of its beds were in no optimizer, added")
         return added
 
@@ -127,7 +132,7 @@ class OptimizerLink:
         for layer in self._layers[index]:
             clear_taps(layer)
         self._before[index] = [
-            (p, p.detach().clone(), (bed.steps + 1) / bed.warmup)
+            (local_part(p.detach()), local_part(p.detach()).clone(), (bed.steps + 1) / bed.warmup)
             for bed in self._beds[index]
             if bed.newborn
             for p in bed.parameters()
@@ -153,11 +158,40 @@ class OptimizerLink:
             return
         for bed in self._beds[self.optimizers.index(optimizer)]:
             for parameter in bed.parameters():
-                if parameter.requires_grad:
+                if parameter.requires_grad and not isinstance(parameter, DTensor):  # FSDP2 averages those itself
                     if parameter.grad is None:
                         parameter.grad = torch.zeros_like(parameter)
                     dist.all_reduce(parameter.grad)
                     parameter.grad /= dist.get_world_size()
+
+
+def adopt_plain_state(saved: dict[str, Any], optimizer: Optimizer, layers: Mapping[str, HybridKasminaLayer]) -> None:
+    """Make the state of an optimizer that knew no beds loadable into one that does, in place.
+
+    Such a state numbers its parameters by their place in the groups; beds shift the places.
+
+    Args:
+        saved: ``optimizer.state_dict()`` of a run without growth.
+        optimizer: The same optimizer in this run, beds in its groups.
+        layers: The hybrid layers by name.
+
+    Raises:
+        ValueError: If, beds apart, a group holds another number of parameters than the saved one.
+    """
+    own = {id(p) for _, bed in beds_of(layers) for p in bed.parameters()}
+    places: dict[int, int] = {}
+    first = 0
+    for number, (old, new) in enumerate(zip(saved["param_groups"], optimizer.param_groups, strict=True)):
+        kept = [first + i for i, p in enumerate(new["params"]) if id(p) not in own]
+        if len(kept) != len(old["params"]):
+            raise ValueError(
+                f"The checkpoint's optimizer holds {len(old['params'])} parameters in group {number}, this run's "
+                f"{len(kept)} (beds of seeds apart). Resume with the optimizer that the checkpoint was made with."
+            )
+        places |= dict(zip(old["params"], kept, strict=True))
+        old["params"] = list(range(first, first + len(new["params"])))
+        first += len(new["params"])
+    saved["state"] = {places[place]: state for place, state in saved["state"].items()}
 
 
 def _parameters(optimizer: Optimizer) -> Iterator[Tensor]:

@@ -26,6 +26,8 @@ from lightning_morpho.lifecycle import LifecycleError
 from lightning_morpho.pairs import Pair, find_pairs
 from lightning_morpho.rollout import decide
 
+WRONG_TYPE = "no seeds grow in this type (exactly nn.Linear, nn.Conv1d/2d/3d)"
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModuleReport:
@@ -39,6 +41,7 @@ class ModuleReport:
         seeds: Its seeds, one a chunk; 0 if it was left.
         beds: Germination events that it can hold; 0 if it was left.
         added_parameters: Parameters of its beds, allocated and dormant.
+        added_bytes: Memory of these.
     """
 
     name: str
@@ -48,6 +51,7 @@ class ModuleReport:
     seeds: int = 0
     beds: int = 0
     added_parameters: int = 0
+    added_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -79,14 +83,25 @@ class EligibilityReport:
 
     def __str__(self) -> str:
         """A table, one line a module."""
-        width = max((len(m.name) for m in self.modules), default=0)
-        kind = max((len(m.type) for m in self.modules), default=0)
-        lines = [f"  {'+' if m.taken else '-'} {m.name:<{width}}  {m.type:<{kind}}  {m.reason}" for m in self.modules]
-        summary = (
+        return "\n".join([self._headline(), *_table(self.modules)])
+
+    def summary(self) -> str:
+        """The same for the layers in which seeds could grow; other modules are only counted."""
+        layers = [m for m in self.modules if m.reason != WRONG_TYPE]
+        return "\n".join([self._headline(), *_table(layers)])
+
+    def _headline(self) -> str:
+        memory = sum(m.added_bytes for m in self.modules) / 2**20
+        return (
             f"{len(self.taken)} of {len(self.modules)} modules grow: {_plural(self.seeds, 'seed')}; their beds hold "
-            f"{self.allocated:,} parameters (budget {self.budget:,})."
+            f"{self.allocated:,} parameters (budget {self.budget:,}), {memory:.2f} MiB."
         )
-        return "\n".join([summary, *lines])
+
+
+def _table(modules: Sequence[ModuleReport]) -> list[str]:
+    width = max((len(m.name) for m in modules), default=0)
+    kind = max((len(m.type) for m in modules), default=0)
+    return [f"  {'+' if m.taken else '-'} {m.name:<{width}}  {m.type:<{kind}}  {m.reason}" for m in modules]
 
 
 def hybrid_layers(model: nn.Module) -> dict[str, HybridKasminaLayer]:
@@ -109,10 +124,10 @@ def _shielded(model: nn.Module) -> dict[str, str]:
     return reasons
 
 
-def _left(name: str, module: nn.Module, config: MorphoConfig, shielded: dict[str, str]) -> str | None:
-    """Why no seeds grow in a module, None if they may."""
+def _unfit(name: str, module: nn.Module, config: MorphoConfig, shielded: dict[str, str]) -> str | None:
+    """Why seeds can't or shall not grow in a module, whoever is in the cohort; None if they may."""
     if not is_eligible_type(type(module)):
-        return "no seeds grow in this type (exactly nn.Linear, nn.Conv1d/2d/3d)"
+        return WRONG_TYPE
     if name in shielded:
         return shielded[name]
     if not any(fnmatchcase(name, p) for p in config.layers.include):
@@ -120,9 +135,32 @@ def _left(name: str, module: nn.Module, config: MorphoConfig, shielded: dict[str
     for pattern in config.layers.exclude:
         if fnmatchcase(name, pattern):
             return f"`layers.exclude` has `{pattern}`"
+    return None
+
+
+def _off(name: str, config: MorphoConfig) -> str | None:
+    """Why the rollout leaves a layer out, None if it is on."""
     unit = config.model_id if config.rollout.unit == "model" else f"{config.model_id}/{name}"
     on, why = decide(unit, config.rollout)
     return None if on else why
+
+
+def _reasons(model: nn.Module, config: MorphoConfig) -> dict[str, str]:
+    """The modules left out, with the reason.
+
+    Raises:
+        ValueError: If that leaves no layer over, the rollout apart.
+    """
+    shielded = _shielded(model)
+    reasons = {n: _unfit(n, m, config, shielded) for n, m in model.named_modules()}
+    if None not in reasons.values():
+        why = [f"`{name}`: {reason}" for name, reason in reasons.items() if reason != WRONG_TYPE]
+        raise ValueError(
+            f"No eligible layer: {len(reasons)} modules seen, 0 selected by `layers.include` "
+            f"{list(config.layers.include)} and `layers.exclude` {list(config.layers.exclude)}. {_shorten(why)}"
+        )
+    found = {name: _off(name, config) if reason is None else reason for name, reason in reasons.items()}
+    return {name: reason for name, reason in found.items() if reason is not None}
 
 
 def _check_patterns(model: nn.Module, config: MorphoConfig) -> None:
@@ -179,7 +217,7 @@ def morph_(model: nn.Module, config: MorphoConfig | None = None, example: Any = 
     Call it before the optimizer is made. Everything is checked before anything is changed.
 
     Args:
-        model: Any module; a bare layer can't be swapped, it has no parent to be reported in.
+        model: Any module, a single layer too.
         config: Which layers, what grows, how much.
         example: A batch to find pairs of layers with, as for :func:`~lightning_morpho.find_pairs`; None: they
             are proposed from the code. Both are to be confirmed on a training step.
@@ -195,7 +233,7 @@ def morph_(model: nn.Module, config: MorphoConfig | None = None, example: Any = 
     Example:
         >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
         >>> print(morph_(model))
-        2 of 4 modules grow: 1 seed; their beds hold 56 parameters (budget 100,000).
+        2 of 4 modules grow: 1 seed; their beds hold 56 parameters (budget 100,000), 0.00 MiB.
           -    Sequential  no seeds grow in this type (exactly nn.Linear, nn.Conv1d/2d/3d)
           + 0  Linear      becomes wider with `2`
           - 1  ReLU        no seeds grow in this type (exactly nn.Linear, nn.Conv1d/2d/3d)
@@ -206,9 +244,7 @@ def morph_(model: nn.Module, config: MorphoConfig | None = None, example: Any = 
         raise LifecycleError("The model holds hybrid layers already; `unmorph_` it first.")
     _check_patterns(model, config)
     modules = dict(model.named_modules())
-    shielded = _shielded(model)
-    reasons = {name: _left(name, module, config, shielded) for name, module in modules.items()}
-    left = {name: reason for name, reason in reasons.items() if reason is not None}
+    left = _reasons(model, config)
     chosen = [name for name in modules if name not in left]
     pairs, alone = _choose_pairs(model, chosen, config, example)
     if config.blueprint.kind == "span":
@@ -222,7 +258,7 @@ def morph_(model: nn.Module, config: MorphoConfig | None = None, example: Any = 
     funded = {name: pair for name, pair in pairs.items() if counts[name]}
     for name in plans:
         if counts[name] or name in _parties(funded):
-            attach_(HybridKasminaLayer, modules[name], plans[name], counts[name], config, name)
+            attach_(HybridKasminaLayer, modules[name], plans[name], counts[name], config, name or "model")
     _connect(modules, funded)
     reports = [_report(name, module, left.get(name), plans, counts, funded, alone) for name, module in modules.items()]
     return EligibilityReport(tuple(reports), budget)
@@ -284,7 +320,16 @@ def _report(
         reason += f"{plans[name].kind}, proposed: {pairs[name]}"
     else:
         reason += plans[name].kind + (f", no pair: {alone[name]}" if name in alone else "")
-    return ModuleReport(name=name, type=kind, taken=True, reason=reason, seeds=seeds, beds=beds, added_parameters=held)
+    return ModuleReport(
+        name=name,
+        type=kind,
+        taken=True,
+        reason=reason,
+        seeds=seeds,
+        beds=beds,
+        added_parameters=held,
+        added_bytes=sum(p.nbytes for p in layer.morpho.parameters()),
+    )
 
 
 def decide_pairs_(model: nn.Module, verdicts: Mapping[str, Pair | str]) -> dict[str, str]:

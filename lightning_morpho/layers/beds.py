@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from lightning_morpho.blueprints import Blueprint
 
@@ -23,6 +24,20 @@ def derived_generator(*identity: object) -> torch.Generator:
     """
     digest = hashlib.sha256(repr(identity).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+
+def local_part(tensor: Tensor) -> Tensor:
+    """The part of a sharded tensor that lies on this rank, sharing its memory; any other tensor as it is."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def write_(parameter: Tensor, value: Tensor) -> None:
+    """Set a parameter, sharded or not, to a full value that every rank has."""
+    with torch.no_grad():
+        if isinstance(parameter, DTensor):
+            mesh, placements = parameter.device_mesh, parameter.placements
+            value = distribute_tensor(value.to(parameter.device), mesh, placements, src_data_rank=None).to_local()
+        local_part(parameter).copy_(value)
 
 
 class GrownParameters(nn.Module):
@@ -82,7 +97,7 @@ class GrownParameters(nn.Module):
         """Become free again."""
         with torch.no_grad():
             for parameter in self.parameters():
-                parameter.zero_()
+                local_part(parameter).zero_()
         self._set_trainable(False)
         self.event, self.steps, self.warmup, self.stale = -1, 0, 0, True
 
@@ -151,10 +166,15 @@ class Bed(GrownParameters):
         generator: torch.Generator,
     ) -> None:
         """Take the bed for one germination event: new parameters, trainable, no optimizer state."""
-        blueprint.reset_(self.values(), generator)
+        self.occupied[list(chunks)] = True
+        values = {name: torch.zeros(shape) for name, shape in blueprint.shapes().items()}
+        blueprint.reset_(values, generator)
+        for name, parameter in self.values().items():
+            if blueprint.source == "chunk":  # rows without a seed stay zero: weight decay has nothing to move
+                values[name][torch.from_numpy(~self.occupied)] = 0
+            write_(parameter, values[name])
         for norm in self._batch_norms():
             norm.reset_parameters()
-        self.occupied[list(chunks)] = True
         self.generation[list(chunks)] = generations
         self.take(event, warmup)
 
@@ -170,19 +190,24 @@ class Bed(GrownParameters):
             assert isinstance(norm, nn.modules.batchnorm._BatchNorm)
             yield norm
 
-    def release(self, chunk: int) -> None:
+    def release(self, chunk: int, train_fossils: bool) -> None:
         """Remove one seed; the last one to leave frees the bed."""
         self.occupied[chunk] = False
         self.kept[chunk] = False
         self.kept_alpha[chunk] = 0
         if self.free:
             self.give_back()
+        else:
+            self._settle(train_fossils)
 
-    def keep(self, chunk: int, alpha: float, train: bool) -> None:
-        """Make one seed a fossil; a bed of fossils alone stops training unless ``train``."""
+    def keep(self, chunk: int, alpha: float, train_fossils: bool) -> None:
+        """Make one seed a fossil; a bed of fossils alone stops training unless ``train_fossils``."""
         self.kept[chunk] = True
         self.kept_alpha[chunk] = alpha
-        if not train and not (self.occupied & ~self.kept).any():
+        self._settle(train_fossils)
+
+    def _settle(self, train_fossils: bool) -> None:
+        if not train_fossils and not (self.occupied & ~self.kept).any():
             self._set_trainable(False)
 
     def to_dict(self) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
+import numpy as np
 from torch import Tensor, nn
 
 from lightning_morpho.blueprints import Blueprint, Route, Site, Span, blueprint_type, is_eligible_type
@@ -46,8 +47,12 @@ class ChunkedKasminaLayer(nn.Module):
     morpho: SeedBeds
     _morpho_idle: bool
 
-    def __new__(cls, layer: nn.Module, config: MorphoConfig | None = None, name: str = "layer") -> ChunkedKasminaLayer:
+    def __new__(
+        cls, layer: nn.Module | None = None, config: MorphoConfig | None = None, name: str = "layer"
+    ) -> ChunkedKasminaLayer:
         """Return the given layer, swapped; everything is checked before anything changes."""
+        if layer is None:  # a copy in the making: `torch.nn.utils.parametrize` copies like this
+            return object.__new__(cls)
         config = config or MorphoConfig()
         return attach_(cls, layer, plan_blueprint(layer, config), config.layers.beds, config, name)
 
@@ -57,17 +62,7 @@ class ChunkedKasminaLayer(nn.Module):
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         """Pickle and copy by the two classes that make up the dynamic one."""
-        mixin, base = type(self).__bases__
-        return _bare, (mixin, base), self.__dict__
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Restore a copy, and link its seeds to it."""
-        super().__setstate__(state)
-        self._link()
-
-    def _link(self) -> None:
-        self.morpho.on_change = self._choose_path
-        self._choose_path()
+        return _bare, _origin(type(self)), self.__dict__
 
     def _choose_path(self) -> None:
         # Lies in the layer's own __dict__: the one thing that a dormant forward pass looks at.
@@ -111,7 +106,7 @@ class ChunkedKasminaLayer(nn.Module):
             ValueError: For a chunk out of range or named twice.
             LifecycleError: If a seed is not dormant or no bed is free.
         """
-        return self.morpho.germinate([chunks] if isinstance(chunks, int) else chunks)
+        return self.morpho.germinate([int(chunks)] if isinstance(chunks, (int, np.integer)) else chunks)
 
     def cancel_germination(self, chunk: int) -> None:
         """Take a live seed back: it fades out over the next ticks and is culled.
@@ -193,7 +188,8 @@ def attach_(
     layer.__class__ = _swapped(mixin, type(layer))
     layer.morpho = seeds
     assert isinstance(layer, ChunkedKasminaLayer)
-    layer._link()
+    seeds.on_change = layer._choose_path
+    layer._choose_path()
     return layer
 
 
@@ -216,7 +212,7 @@ def strip_(layer: ChunkedKasminaLayer) -> nn.Module:
     del layer.morpho
     for key in [k for k in layer.__dict__ if k.startswith("_morpho")]:
         del layer.__dict__[key]
-    layer.__class__ = type(layer).__bases__[1]
+    layer.__class__ = _without_seeds(type(layer))  # type: ignore[assignment]
     return layer
 
 
@@ -229,6 +225,20 @@ def _swapped(mixin: type[nn.Module], base: type[nn.Module]) -> type[nn.Module]:
         name = mixin.__name__.removesuffix("KasminaLayer") + base.__name__
         _SWAPPED[mixin, base] = type(name, (mixin, base), {"__module__": mixin.__module__})
     return _SWAPPED[mixin, base]
+
+
+def _origin(kind: type[nn.Module]) -> tuple[type[nn.Module], type[nn.Module]]:
+    """Mixin and base class of a dynamic class, or of one that a parametrization derived from it."""
+    return next(pair for pair, swapped in _SWAPPED.items() if swapped in kind.__mro__)
+
+
+def _without_seeds(kind: type[nn.Module]) -> type[nn.Module]:
+    """The class that a layer has without seeds; parametrizations made after the swap stay."""
+    mixin, base = _origin(kind)
+    if kind is _SWAPPED[mixin, base]:
+        return base
+    members = {key: value for key, value in vars(kind).items() if key not in ("__dict__", "__weakref__")}
+    return type(f"Parametrized{base.__name__}", (base,), members)
 
 
 def _bare(mixin: type[nn.Module], base: type[nn.Module]) -> nn.Module:

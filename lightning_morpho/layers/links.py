@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from lightning_morpho.blueprints import Blueprint, Span
 from lightning_morpho.blueprints.base import uniform_
-from lightning_morpho.layers.beds import Bed, GrownParameters
+from lightning_morpho.layers.beds import Bed, GrownParameters, write_
 
 
 class Link(GrownParameters):
@@ -59,12 +59,13 @@ class LinkTable(nn.ModuleDict):
 
 def open_younger_(link: Link, bed: Bed, fan_in: int, event: int, warmup: int, generator: torch.Generator) -> None:
     """Link a bed that germinates now to an older one before it: random, as the bed's output is zero yet."""
-    uniform_(link.weight, fan_in, generator)
+    value = torch.empty(link.weight.shape)
+    uniform_(value, fan_in, generator)
+    write_(link.weight, value)
     link.take(event, warmup)
 
 
 def open_older_(link: Link, event: int, warmup: int) -> None:
     """Link an older bed to one that germinates now before it: zero, as the older one's output is live."""
-    with torch.no_grad():
-        link.weight.zero_()
+    write_(link.weight, torch.zeros(link.weight.shape))
     link.take(event, warmup)

@@ -112,8 +112,8 @@ class SeedBeds(nn.Module):
         self.on_change: Callable[[], None] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        # Callables point at the layer's owner and at the run; a copy gets its own.
-        return self.__dict__ | {"observer": None, "on_transition": None, "on_change": None}
+        # These point at the run; a copy has none. `on_change` points at the layer, and is copied with it.
+        return self.__dict__ | {"observer": None, "on_transition": None}
 
     def observe(self, observer: Callable[[Tensor], None] | None) -> None:
         """Show each output of the layer, features last and detached, to ``observer``; None stops it."""
@@ -218,11 +218,7 @@ class SeedBeds(nn.Module):
             ValueError: For a chunk out of range or named twice.
             LifecycleError: If a seed is not dormant or no bed is free.
         """
-        wanted = self.state.where(Stage.DORMANT).tolist() if chunks is None else [int(c) for c in chunks]
-        for chunk in wanted:
-            self.blueprint.site.chunks.check_index(chunk)
-        if len(set(wanted)) != len(wanted):
-            raise ValueError(f"`chunks` must name each chunk once, got {wanted}.")
+        wanted = self._check_distinct(self.state.where(Stage.DORMANT).tolist() if chunks is None else chunks)
         busy = {c: self.seed_at(c).stage.name for c in wanted if self.seed_at(c).stage is not Stage.DORMANT}
         if busy or not wanted:
             raise LifecycleError(
@@ -282,9 +278,7 @@ class SeedBeds(nn.Module):
             ValueError: For a chunk out of range.
             LifecycleError: If a seed is not live, or fading already.
         """
-        chunks = list(chunks)
-        for chunk in chunks:
-            self._check_live(chunk, "culled")
+        chunks = self._check_live(chunks, "culled")
         for chunk in chunks:
             self._sentences[chunk] = _Sentence(reason, dict(figures or {}))
         self.state.update(chunks, fading=True)
@@ -296,9 +290,8 @@ class SeedBeds(nn.Module):
             ValueError: For a chunk out of range.
             LifecycleError: If a seed is not in the last stage before FOSSILIZED, or is fading.
         """
-        chunks = list(chunks)
+        chunks = self._check_live(chunks, "kept")
         for chunk in chunks:
-            self._check_live(chunk, "kept")
             self.lifecycle_table.check(self.seed_at(chunk).stage, Stage.FOSSILIZED)
         for chunk in chunks:
             bed = self._bed(int(self.state.bed[chunk]))
@@ -306,15 +299,25 @@ class SeedBeds(nn.Module):
             self._move(chunk, Stage.FOSSILIZED, reason, figures)
         self.refresh()
 
-    def _check_live(self, chunk: int, verb: str) -> None:
-        self.blueprint.site.chunks.check_index(chunk)
-        seed = self.seed_at(chunk)
-        if seed.stage not in self.lifecycle_table.live or self.state.fading[chunk]:
-            what = "fading out already" if self.state.fading[chunk] else seed.stage.name
-            stages = ", ".join(sorted(s.name for s in self.lifecycle_table.live))
-            raise LifecycleError(
-                f"Layer `{self.name}`, chunk {chunk}: only a seed in {stages} can be {verb}, it is {what}."
-            )
+    def _check_distinct(self, chunks: Iterable[int]) -> list[int]:
+        wanted = [int(chunk) for chunk in chunks]
+        for chunk in wanted:
+            self.blueprint.site.chunks.check_index(chunk)
+        if len(set(wanted)) != len(wanted):
+            raise ValueError(f"`chunks` must name each chunk once, got {wanted}.")
+        return wanted
+
+    def _check_live(self, chunks: Iterable[int], verb: str) -> list[int]:
+        wanted = self._check_distinct(chunks)
+        for chunk in wanted:
+            seed = self.seed_at(chunk)
+            if seed.stage not in self.lifecycle_table.live or self.state.fading[chunk]:
+                what = "fading out already" if self.state.fading[chunk] else seed.stage.name
+                stages = ", ".join(sorted(s.name for s in self.lifecycle_table.live))
+                raise LifecycleError(
+                    f"Layer `{self.name}`, chunk {chunk}: only a seed in {stages} can be {verb}, it is {what}."
+                )
+        return wanted
 
     # ------------------------------------------------------------------ time
     def advance(self) -> None:
@@ -338,13 +341,14 @@ class SeedBeds(nn.Module):
         self.refresh()
 
     def _fade(self, chunk: int) -> None:
-        alpha = max(0.0, float(self.state.alpha[chunk]) - self.config.lifecycle.alpha_step)
+        alpha = float(self.state.alpha[chunk]) - self.config.lifecycle.alpha_step
+        alpha = alpha if alpha > 1e-6 else 0.0  # float32 may leave a rest below its resolution at 1
         self.state.update(chunk, alpha=alpha)
         if alpha > 0:
             return
         sentence = self._sentences.pop(chunk)
         index = int(self.state.bed[chunk])
-        self._bed(index).release(chunk)
+        self._bed(index).release(chunk, self.config.lifecycle.train_fossils)
         if self._bed(index).free:
             close_links_(self, index)
         self.state.update(chunk, bed=NO_BED, fading=False)
@@ -408,7 +412,7 @@ class SeedBeds(nn.Module):
         site = self.blueprint.site
         return {
             "num_seeds": site.chunks.num_chunks,
-            "blueprint": self.kind,
+            "blueprint": asdict(self.config.blueprint),
             "events": self.events,
             "steps": self.steps,
             "state": self.state.to_dict(),
@@ -442,7 +446,7 @@ class SeedBeds(nn.Module):
         """
         own = {
             "num_seeds": self.blueprint.site.chunks.num_chunks,
-            "blueprint": self.kind,
+            "blueprint": asdict(self.config.blueprint),
             "beds": len(self.beds),
             "producers": [tap.producer.name for tap in self.inlets],
         }

@@ -45,6 +45,7 @@ class LayerView:
         features: Output features or channels.
         bed_parameters: Parameters that one germination adds.
         free_beds: Germinations that it can still take.
+        germinations: Germinations so far.
         dormant: Chunks that may germinate.
         seeds: The seeds that have left dormancy.
         statistics: Statistics by name, one value a chunk; empty if none were sampled.
@@ -54,6 +55,7 @@ class LayerView:
     features: int
     bed_parameters: int
     free_beds: int
+    germinations: int
     dormant: tuple[int, ...]
     seeds: tuple[SeedView, ...]
     statistics: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
@@ -85,7 +87,6 @@ class Observation:
         step: Optimizer steps done.
         total_steps: Optimizer steps of the whole training, None if nobody knows.
         losses: Validation loss at each tick so far, this one last; None where there was none.
-        germinations: Germination events so far.
         layers: All hybrid layers.
         measurements: Results of the measurements asked for at this tick.
         can_measure: Whether a held-out loss can be had at all.
@@ -95,10 +96,14 @@ class Observation:
     step: int
     total_steps: int | None
     losses: tuple[float | None, ...]
-    germinations: int
     layers: tuple[LayerView, ...]
     measurements: tuple[Measurement, ...] = ()
     can_measure: bool = True
+
+    @property
+    def germinations(self) -> int:
+        """Germinations so far, in all layers."""
+        return sum(layer.germinations for layer in self.layers)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -36,9 +36,9 @@ def judge(observation: Observation) -> list[Decision]:
         if math.isnan(result.lower) and result.batches < 2:
             decisions.append(Keep(seed=key, reason="unjudged: fewer than two validation batches", figures=figures))
         elif result.lower > 0:
-            decisions.append(Keep(seed=key, reason="proven gain on held-out data", figures=figures))
+            decisions.append(Keep(seed=key, reason="proven gain", figures=figures))
         else:
-            decisions.append(Cull(seed=key, reason="no proven gain on held-out data", figures=figures))
+            decisions.append(Cull(seed=key, reason="no proven gain", figures=figures))
     return decisions
 
 
@@ -134,12 +134,12 @@ class Periodic(Tamiyo):
                 raise ValueError(f"`tamiyo.{name}` must be at least 1, got {getattr(self, name)}.")
 
     def grow(self, observation: Observation) -> Sequence[Germinate]:
-        """In the layers with the fewest seeds grown so far, the earliest first."""
+        """In the layers with the fewest germinations so far, the earliest first."""
         elapsed = observation.tick - self.start
         if elapsed < 0 or elapsed % self.every:
             return []
         possible = [layer for layer in observation.layers if layer.free_beds and layer.dormant]
-        possible.sort(key=lambda layer: sum(seed.bed is not None for seed in layer.seeds))
+        possible.sort(key=lambda layer: layer.germinations)
         reason = f"periodic, every {self.every} ticks"
         return [Germinate(layer=layer.name, reason=reason) for layer in possible[: self.events]]
 
@@ -156,6 +156,7 @@ class Scripted(Tamiyo):
     events: Sequence[Mapping[str, Any]] = ()
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "events", tuple(self.events))
         for event in self.events:
             unknown = set(event) - {"tick", "layer", "chunks", "force"}
             if unknown or not {"tick", "layer"} <= set(event):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from lightning_morpho.layers import Transition
 from lightning_morpho.lifecycle import Stage
@@ -44,7 +46,7 @@ class Event:
             "from": t.source.name,
             "to": t.target.name,
             "reason": t.reason,
-            "figures": {name: None if math.isnan(value) else value for name, value in t.figures.items()},
+            "figures": {name: value if math.isfinite(value) else None for name, value in t.figures.items()},
         }
 
 
@@ -131,13 +133,20 @@ class SeedRecord:
 def append_event(path: Path, entry: Mapping[str, Any]) -> None:
     """Add one line to an event log; the file and its folder are made if need be."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(entry) + "\n")
+    with path.open("ab+") as file:
+        if file.tell() and _last_byte(file) != b"\n":  # a kill cut the last line off
+            file.write(b"\n")
+        file.write(json.dumps(entry).encode() + b"\n")
+
+
+def _last_byte(file: BinaryIO) -> bytes:
+    file.seek(-1, os.SEEK_END)
+    return file.read(1)
 
 
 def read_events(path: Path) -> Iterator[dict[str, Any]]:
-    """The entries of an event log, in order; a line cut off by a kill is left out."""
+    """The entries of an event log, in order; lines cut off by a kill are left out."""
     with path.open(encoding="utf-8") as file:
         for line in file:
-            if line.endswith("\n"):
+            with contextlib.suppress(json.JSONDecodeError):
                 yield json.loads(line)

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import csv
-import json
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+from lightning_morpho.telemetry.events import EVENTS_FILE, read_events
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 METRICS_FILE = "metrics.csv"
-EVENTS_FILE = "morpho_events.jsonl"
 
 # Okabe and Ito's palette, safe for colour-blind readers; kinds of event differ in marker and row as well.
 RUN_COLOURS = ("#6B6B6B", "#0072B2", "#CC79A7", "#000000")
@@ -54,9 +54,8 @@ def _read_seeds(folder: Path, steps_an_epoch: float) -> dict[str, Counter[float]
     path = folder / EVENTS_FILE
     if not path.exists():
         return seeds
-    for line in path.read_text(encoding="utf-8").splitlines():
-        event: dict[str, Any] = json.loads(line)
-        if event.get("event") == "transition" and event["to"] in KINDS:
+    for event in read_events(path):
+        if event["event"] == "transition" and event["to"] in KINDS:
             seeds[event["to"]][event["step"] / steps_an_epoch] += 1
     return seeds
 

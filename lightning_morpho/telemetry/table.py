@@ -32,7 +32,7 @@ def seed_table(records: Sequence[SeedRecord], most: int = 40) -> Table:
             str(record.born_step),
             record.stage,
             _credit(record),
-            record.reason,
+            escape(record.reason),
         )
     if len(records) > most:
         table.caption = f"{len(records) - most} more seeds are in the event log."

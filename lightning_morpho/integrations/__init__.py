@@ -1,0 +1,22 @@
+"""What only a Lightning Trainer can give."""
+
+from lightning_morpho.integrations.averaging import align_averages, rebuild_averages
+from lightning_morpho.integrations.sharding import reshard_
+from lightning_morpho.integrations.validation import (
+    LossFunction,
+    held_out_batches,
+    loss_of,
+    measure_seeds,
+    validation_loss,
+)
+
+__all__ = [
+    "LossFunction",
+    "align_averages",
+    "rebuild_averages",
+    "reshard_",
+    "held_out_batches",
+    "loss_of",
+    "measure_seeds",
+    "validation_loss",
+]

@@ -1,0 +1,129 @@
+"""Held-out losses from a Trainer: its validation batches, run through the module's own validation step."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities import CombinedLoader
+from torch import Tensor
+
+from lightning_morpho.config import CreditConfig
+from lightning_morpho.credit import group_seeds, measure
+from lightning_morpho.layers import HybridKasminaLayer
+from lightning_morpho.tamiyo import Measurement
+from lightning_morpho.tamiyo.observation import SeedKey
+
+LossFunction = Callable[[LightningModule, Any], Tensor]
+"""Held-out loss of one validation batch."""
+
+
+def measure_seeds(
+    trainer: Trainer,
+    pl_module: LightningModule,
+    layers: Mapping[str, HybridKasminaLayer],
+    seeds: Sequence[SeedKey],
+    config: CreditConfig,
+    loss_fn: LossFunction | None,
+) -> list[Measurement]:
+    """Leave-one-out of some seeds on the Trainer's first validation loader, in its precision.
+
+    Args:
+        trainer: The Trainer, between two training steps.
+        pl_module: Its module.
+        layers: The hybrid layers by name.
+        seeds: The seeds to measure.
+        config: Batches, confidence, most groups.
+        loss_fn: The user's loss; None: the one of ``validation_step``.
+    """
+
+    def loss(batch: Any) -> Tensor:
+        with trainer.precision_plugin.val_step_context():
+            if loss_fn is not None:
+                return loss_fn(pl_module, batch)
+            return validation_loss(pl_module, batch, config.monitor)
+
+    return measure(
+        pl_module,
+        layers,
+        group_seeds(seeds, layers, config.max_groups),
+        held_out_batches(trainer, pl_module, config.batches),
+        loss,
+        confidence=config.confidence,
+        gather=_gather_ranks,
+    )
+
+
+def loss_of(outputs: Any) -> Tensor | None:
+    """The loss in what ``validation_step`` returned, None if there is none."""
+    if isinstance(outputs, dict):
+        outputs = outputs.get("loss")
+    return outputs if isinstance(outputs, Tensor) and outputs.numel() == 1 else None
+
+
+def validation_loss(pl_module: LightningModule, batch: Any, monitor: str) -> Tensor:
+    """Run ``validation_step`` on one batch with ``log`` muted, and find its loss.
+
+    Args:
+        pl_module: The module, in eval mode.
+        batch: A batch on its device.
+        monitor: Name under which the loss is looked for among what the step logs, if it returns none.
+
+    Raises:
+        ValueError: If the step neither returns a loss nor logs one.
+    """
+    logged: dict[str, Any] = {}
+
+    def log_one(name: str, value: Any, *_: Any, **__: Any) -> None:
+        logged[name] = value
+
+    def log_all(dictionary: Any, *_: Any, **__: Any) -> None:
+        logged.update(dictionary)
+
+    arguments = {"batch": batch, "batch_idx": 0, "dataloader_idx": 0}
+    parameters = inspect.signature(pl_module.validation_step).parameters
+    positional = list(arguments.values())[: max(1, len(parameters))]
+    pl_module.__dict__.update(log=log_one, log_dict=log_all)
+    try:
+        loss = loss_of(pl_module.validation_step(*positional))
+    finally:
+        del pl_module.__dict__["log"], pl_module.__dict__["log_dict"]
+    if loss is None and monitor in logged:
+        loss = torch.as_tensor(logged[monitor])
+    if loss is None:
+        raise ValueError(f"`validation_step` must return a loss or log `{monitor}`, it did neither.")
+    return loss
+
+
+def held_out_batches(trainer: Trainer, pl_module: LightningModule, most: int) -> Iterator[Any]:
+    """The first batches of the first validation loader, as validation sees them; its state is put back."""
+    loader: Any = trainer.val_dataloaders
+    while isinstance(loader, (list, tuple, dict, CombinedLoader)):
+        items = loader.flattened if isinstance(loader, CombinedLoader) else loader
+        loader = next(iter(items.values())) if isinstance(items, dict) else items[0]
+    sampler = getattr(loader, "sampler", None)
+    generators = {id(g): g for g in (getattr(loader, "generator", None), getattr(sampler, "generator", None)) if g}
+    states = [(g, g.get_state()) for g in generators.values()]
+    try:
+        for index, batch in enumerate(loader):
+            if index >= min(most, trainer.num_val_batches[0]):
+                break
+            batch = trainer.precision_plugin.convert_input(batch)
+            batch = pl_module.on_before_batch_transfer(batch, 0)
+            yield trainer.strategy.batch_to_device(batch, dataloader_idx=0)
+    finally:
+        for generator, state in states:
+            generator.set_state(state)
+
+
+def _gather_ranks(differences: Tensor) -> Tensor:
+    """Join the paired differences of all ranks, which may have seen different numbers of batches."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return differences
+    parts: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(parts, differences)
+    return torch.cat(parts, dim=1)

@@ -1,0 +1,72 @@
+"""One thread, one seed per test, and factories for small layers."""
+
+import random
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import settings
+from torch import nn
+
+from lightning_morpho import (
+    BlueprintConfig,
+    HybridKasminaLayer,
+    LayersConfig,
+    LifecycleConfig,
+    MorphoConfig,
+    WarmupConfig,
+)
+
+# On two shared cores one thread is several times faster than the default.
+torch.set_num_threads(1)
+
+# The same examples in every run: a failure that a colleague sees can be repeated.
+settings.register_profile("repeatable", deadline=None, derandomize=True, database=None, max_examples=50)
+settings.load_profile("repeatable")
+
+
+@pytest.fixture(autouse=True)
+def _same_random_numbers_in_every_order():
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def morpho_config() -> Callable[..., MorphoConfig]:
+    """A configuration with small beds; keyword arguments not named here are the lifecycle's."""
+
+    def make(kind="neurons", seeds=2, beds=1, hidden=3, activation="relu", warmup=0, **lifecycle) -> MorphoConfig:
+        return MorphoConfig(
+            layers=LayersConfig(num_seeds=seeds, beds=beds),
+            blueprint=BlueprintConfig(kind=kind, hidden=hidden, activation=activation),
+            warmup=WarmupConfig(steps=warmup, min_steps=warmup),
+            lifecycle=LifecycleConfig(**{"active_ticks": 0, "embargo_ticks": 0, **lifecycle}),
+        )
+
+    return make
+
+
+@pytest.fixture
+def make_layer(morpho_config) -> Callable[..., HybridKasminaLayer]:
+    """A hybrid layer, by default over ``nn.Linear(4, 6)`` in double precision."""
+
+    def make(layer: nn.Module | None = None, **config) -> HybridKasminaLayer:
+        return HybridKasminaLayer(nn.Linear(4, 6).double() if layer is None else layer, morpho_config(**config))
+
+    return make
+
+
+@pytest.fixture
+def fill_beds() -> Callable[[HybridKasminaLayer], None]:
+    """Give live beds random parameters, as training would: a newborn's output is zero."""
+
+    def fill(layer: HybridKasminaLayer) -> None:
+        with torch.no_grad():
+            for bed in layer.morpho.beds:
+                if not bed.free:
+                    for parameter in bed.parameters():
+                        parameter.normal_()
+
+    return fill

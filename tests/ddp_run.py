@@ -1,0 +1,131 @@
+"""Run by ``test_ddp.py`` as a script: grow under DDP, and leave each rank's weights and moves behind."""
+
+from __future__ import annotations
+
+import os
+import random
+import sys
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor
+from torch.utils.data import DataLoader, Subset, TensorDataset
+
+from hosts import Host, linear_net, make_data, make_trainer, quick
+from lightning_morpho import LayersConfig, Observation, Stage, Tamiyo, WarmupConfig, hybrid_layers
+from lightning_morpho.integrations import reshard_
+from lightning_morpho.tamiyo import Cull, Decision, Germinate, Keep
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "static_graph": {"static_graph": True},
+    "accumulation": {"accumulate_grad_batches": 2},
+    "random_events": {},
+    "fsdp2": {},
+    "fsdp2_resumed": {},
+    "one_process": {},
+}
+
+
+class RandomDecisions(Tamiyo):
+    """Germinates, keeps and culls at random, the same on every rank because it depends on the tick alone."""
+
+    def grow(self, observation: Observation) -> list[Germinate]:
+        return []
+
+    def decide(self, observation: Observation) -> list[Decision]:
+        draw = random.Random(observation.tick)
+        decisions: list[Decision] = []
+        for layer in observation.layers:
+            if layer.dormant and layer.free_beds and draw.random() < 0.7:
+                some = draw.sample(layer.dormant, draw.randint(1, len(layer.dormant)))
+                decisions.append(Germinate(layer=layer.name, chunks=tuple(some), reason="drawn"))
+            for seed in layer.seeds:
+                key = (layer.name, seed.chunk)
+                if seed.stage is Stage.ACTIVE and not seed.fading and draw.random() < 0.5:
+                    keep = draw.random() < 0.03
+                    decisions.append(Keep(seed=key, reason="drawn") if keep else Cull(seed=key, reason="drawn"))
+        return decisions
+
+
+class SGDHost(Host):
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+class ShardedHost(SGDHost):
+    def configure_model(self) -> None:
+        if not isinstance(self.net, FSDPModule):
+            fully_shard(self.net, mesh=self.device_mesh["data_parallel"])
+
+
+class Weights(L.Callback):
+    """Remembers the whole weights after each tick, and saves a checkpoint after the second."""
+
+    def __init__(self) -> None:
+        self.states: list[dict[str, Any]] = []
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        reshard_(pl_module)
+        weights = {k: p.detach() for k, p in pl_module.named_parameters()}
+        self.states.append({k: p.full_tensor() if isinstance(p, DTensor) else p.clone() for k, p in weights.items()})
+        if isinstance(trainer.strategy, ModelParallelStrategy) and trainer.current_epoch == 1:
+            trainer.save_checkpoint(Path(trainer.default_root_dir).parent / "sharded.ckpt")
+
+
+def shard(data: TensorDataset, ranks: int) -> Subset:
+    """Every rank's part, such that the ranks' batches together are those of one process."""
+    return Subset(data, range(int(os.environ.get("LOCAL_RANK", 0)), len(data), ranks))
+
+
+def run(variant: str, out: Path) -> None:
+    options = dict(VARIANTS[variant])
+    single = variant == "one_process"
+    ranks, batch = (1, 32) if single else (int(os.environ.get("MORPHO_TEST_RANKS", 2)), 16)
+    sharded = variant.startswith("fsdp2")
+    if sharded:
+        strategy: Any = ModelParallelStrategy(data_parallel_size=ranks, tensor_parallel_size=1)
+    else:
+        strategy = "auto" if single else DDPStrategy(static_graph=options.pop("static_graph", False))
+    L.seed_everything(0)
+    module = (ShardedHost if sharded else SGDHost)(linear_net())
+    callback = quick(layers=LayersConfig(num_seeds=2))
+    if variant == "random_events":
+        layers, warmup = LayersConfig(num_seeds=3, beds=4), WarmupConfig(steps=2, min_steps=2)
+        callback = quick(layers=layers, warmup=warmup, tamiyo=RandomDecisions(), every_n_steps=2)
+    states = Weights()
+    trainer = make_trainer(
+        out / variant,
+        callback,
+        states,
+        strategy=strategy,
+        devices=ranks,
+        max_epochs=7 * ranks if variant == "random_events" else 6,
+        use_distributed_sampler=False,
+        **options,
+    )
+    train, held_out = (shard(make_data(count, seed), ranks) for count, seed in ((320, 0), (120, 1)))
+    ckpt = out / "sharded.ckpt" if variant == "fsdp2_resumed" else None
+    trainer.fit(module, DataLoader(train, batch_size=batch), DataLoader(held_out, batch_size=batch), ckpt_path=ckpt)
+    rank = trainer.global_rank
+    torch.save(
+        {
+            "states": states.states,
+            "callback": callback.state_dict(),
+            "losses": module.losses,
+            "germinations": sum(layer.morpho.events for layer in hybrid_layers(module).values()),
+        },
+        out / f"{variant}-{rank}.pt",
+    )
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    folder = Path(sys.argv[1])
+    for name in sys.argv[2:]:
+        if name != "one_process" or int(os.environ.get("LOCAL_RANK", 0)) == 0:
+            run(name, folder)

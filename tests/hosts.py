@@ -1,0 +1,150 @@
+"""Small Lightning hosts and data for the tests of the callback."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+from torchmetrics.classification import MulticlassAccuracy
+
+from lightning_morpho import MorphoCallback
+from lightning_morpho.telemetry import EVENTS_FILE, read_events
+
+
+def linear_net(hidden: int = 6) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(8, hidden), nn.ReLU(), nn.Linear(hidden, 3))
+
+
+def conv_net() -> nn.Sequential:
+    return nn.Sequential(
+        nn.Unflatten(1, (2, 4)),
+        nn.Conv1d(2, 4, 3, padding=1),
+        nn.BatchNorm1d(4),
+        nn.ReLU(),
+        nn.Dropout(0.2),
+        nn.Conv1d(4, 3, 4),
+        nn.Flatten(),
+    )
+
+
+class Host(L.LightningModule):
+    """A classifier whose validation step does what users' steps do: log, update metrics, fill a list."""
+
+    def __init__(self, net: nn.Module, lr: float = 1e-2) -> None:
+        super().__init__()
+        self.net = net
+        self.lr = lr
+        self.accuracy = MulticlassAccuracy(3)
+        self.validation_losses: list[Tensor] = []
+        self.losses: list[float] = []
+
+    def loss(self, batch: Any) -> Tensor:
+        x, y = batch
+        return nn.functional.cross_entropy(self.net(x), y)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        loss = self.loss(batch)
+        self.losses.append(loss.item())
+        return loss
+
+    def validation_step(self, batch: Any, batch_idx: int) -> Tensor:
+        loss = self.loss(batch)
+        self.accuracy.update(self.net(batch[0]), batch[1])
+        self.validation_losses.append(loss)
+        self.log("val_loss", loss)
+        self.log("val_acc", self.accuracy)
+        return loss
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        self.log("test_loss", self.loss(batch))
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.Adam(self.parameters(), lr=self.lr)
+
+
+def make_data(count: int, seed: int) -> TensorDataset:
+    """A teacher that a six-unit host can't copy: growth has something to gain."""
+    g = torch.Generator().manual_seed(seed)
+    teacher = torch.Generator().manual_seed(99)
+    w1, w2 = torch.randn(8, 32, generator=teacher), torch.randn(32, 3, generator=teacher)
+    x = torch.randn(count, 8, generator=g)
+    return TensorDataset(x, (torch.relu(x @ w1) @ w2).argmax(1))
+
+
+def loaders(shuffle: bool = False) -> dict[str, DataLoader]:
+    generator = torch.Generator().manual_seed(5)
+    return {
+        "train_dataloaders": DataLoader(make_data(320, 0), batch_size=32, shuffle=shuffle, generator=generator),
+        "val_dataloaders": DataLoader(make_data(128, 1), batch_size=16),
+    }
+
+
+def make_trainer(root: Any, *callbacks: L.Callback, **options: Any) -> L.Trainer:
+    defaults: dict[str, Any] = {
+        "max_epochs": 5,
+        "accelerator": "cpu",
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "num_sanity_val_steps": 0,
+        "default_root_dir": root,
+    }
+    return L.Trainer(callbacks=list(callbacks), **(defaults | options))
+
+
+def events(root: Any) -> list[dict[str, Any]]:
+    """Transitions in the event log of a run without a logger."""
+    return [entry for entry in read_events(root / EVENTS_FILE) if entry["event"] == "transition"]
+
+
+def moves(root: Any) -> list[tuple[int, str, str, str]]:
+    return [(e["tick"], e["layer"], e["from"], e["to"]) for e in events(root)]
+
+
+class Record(L.Callback):
+    """What a run went through, to compare two of them."""
+
+    def __init__(self) -> None:
+        self.trace: list[Any] = []
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        self.trace.append(torch.get_rng_state().clone())
+
+
+def optimizer_state(trainer: L.Trainer, module: L.LightningModule) -> dict[str, dict[str, Any]]:
+    """State of the first optimizer by parameter name."""
+    state = trainer.optimizers[0].state
+    return {name: state[p] for name, p in module.named_parameters() if p in state}
+
+
+def assert_equal(a: Any, b: Any, where: str = "") -> None:
+    """Bit-equality of nested values; of tensors, shape, dtype and every element."""
+    if isinstance(a, dict):
+        assert a.keys() == b.keys(), where
+        for key in a:
+            assert_equal(a[key], b[key], f"{where}/{key}")
+    elif isinstance(a, (list, tuple)):
+        assert len(a) == len(b), where
+        for i, (x, y) in enumerate(zip(a, b, strict=True)):
+            assert_equal(x, y, f"{where}[{i}]")
+    elif isinstance(a, Tensor):
+        assert a.dtype == b.dtype and torch.equal(a, b), where
+    else:
+        assert a == b, where
+
+
+def quick(**options: Any) -> MorphoCallback:
+    """A callback that germinates at the first tick and judges two ticks later."""
+    from lightning_morpho import LifecycleConfig, OneRound, TelemetryConfig, WarmupConfig
+
+    defaults: dict[str, Any] = {
+        "tamiyo": OneRound(at=0.0),
+        "lifecycle": LifecycleConfig(active_ticks=1, embargo_ticks=1, alpha_step=0.5),
+        "warmup": WarmupConfig(steps=5, min_steps=5),
+        "telemetry": TelemetryConfig(table=False),
+    }
+    return MorphoCallback(**(defaults | options))

@@ -1,0 +1,85 @@
+"""Growth over two real processes: the replicas must never differ, or the run is lost without a word."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from hosts import assert_equal
+
+pytestmark = pytest.mark.slow
+
+DDP = ["plain", "static_graph", "accumulation", "random_events"]
+
+
+def launch(out: Path, variants: list[str], ranks: int = 2) -> dict[str, Any]:
+    command = [sys.executable, str(Path(__file__).with_name("ddp_run.py")), str(out), *variants]
+    environment = os.environ | {"MORPHO_TEST_RANKS": str(ranks), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return {path.stem: torch.load(path, weights_only=False) for path in out.glob("*.pt")}
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    one, two, sharded = (tmp_path_factory.mktemp(name) for name in ("one", "two", "sharded"))
+    return launch(one, ["one_process"]) | launch(two, DDP) | launch(sharded, ["fsdp2", "fsdp2_resumed"])
+
+
+@pytest.mark.parametrize("variant", DDP)
+def test_replicas_are_bit_equal_after_every_tick(variant: str, results: dict[str, Any]) -> None:
+    first, second = results[f"{variant}-0"], results[f"{variant}-1"]
+    assert first["losses"] != second["losses"], "the ranks must have seen different data"
+    assert len(first["states"]) >= 6
+    assert_equal(first["states"], second["states"])
+    assert_equal(first["callback"]["engine"], second["callback"]["engine"])
+    stages = {record["stage"] for record in first["callback"]["engine"]["records"]}
+    assert stages & {"FOSSILIZED", "CULLED"}
+
+
+@pytest.mark.exhaustive
+def test_four_replicas_are_bit_equal_over_fifty_random_events(tmp_path: Path) -> None:
+    results = launch(tmp_path, ["random_events"], ranks=4)
+    for rank in range(1, 4):
+        assert_equal(results["random_events-0"]["states"], results[f"random_events-{rank}"]["states"])
+    assert len(results["random_events-0"]["callback"]["engine"]["records"]) >= 50
+
+
+def test_fifty_random_events_happened(results: dict[str, Any]) -> None:
+    assert len(results["random_events-0"]["callback"]["engine"]["records"]) >= 50
+
+
+def test_two_processes_learn_what_one_does_on_the_joint_batch(results: dict[str, Any]) -> None:
+    """Fails if the gradients of beds are summed, or averaged twice, or not at all."""
+    one, two = results["one_process-0"]["states"][1], results["plain-0"]["states"][1]
+    moved = 0.0
+    for name in one:
+        if "accuracy" in name:
+            continue
+        # float32 sums in another order over 20 SGD steps
+        assert torch.allclose(one[name], two[name], atol=1e-5), name
+        moved += float(one[name].abs().sum()) if name.endswith("w_out") else 0.0
+    assert moved > 0
+
+
+def test_sharded_training_learns_what_replicated_training_does(results: dict[str, Any]) -> None:
+    """Seeds germinate into shards of their parameters; written elsewhere, they would never be trained."""
+    sharded, replicated = results["fsdp2-0"], results["plain-0"]
+    for ours, theirs in zip(sharded["states"], replicated["states"], strict=True):
+        for name, values in theirs.items():
+            # float32: the two strategies reduce gradients in another order
+            assert torch.allclose(ours[name], values, atol=1e-5), name
+    stages = [[r["stage"] for r in run["callback"]["engine"]["records"]] for run in (sharded, replicated)]
+    assert stages[0] == stages[1]
+    assert_equal(sharded["states"], results["fsdp2-1"]["states"])
+
+
+def test_sharded_training_resumes_bit_equal_in_the_middle_of_growth(results: dict[str, Any]) -> None:
+    assert_equal(results["fsdp2-0"]["states"][2:], results["fsdp2_resumed-0"]["states"])
+    assert_equal(results["fsdp2-0"]["callback"]["engine"], results["fsdp2_resumed-0"]["callback"]["engine"])

@@ -1,0 +1,521 @@
+"""Growth in the trainings that people run: optimizers, schedules, precisions, ways of building, Trainer's corners."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.strategies import ParallelStrategy
+from lightning.pytorch.tuner import Tuner
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations, prune
+from torch.utils.data import DataLoader, IterableDataset
+
+from hosts import Host, assert_equal, events, linear_net, loaders, make_data, make_trainer, moves, quick
+from lightning_morpho import (
+    BlueprintConfig,
+    LayersConfig,
+    LifecycleConfig,
+    MorphoCallback,
+    Never,
+    Scripted,
+    WarmupConfig,
+    hybrid_layers,
+    load_grown_,
+)
+
+
+class Configured(Host):
+    """A host with a given optimizer."""
+
+    def __init__(self, make: Callable[[Any], Any], net: nn.Module | None = None) -> None:
+        super().__init__(linear_net() if net is None else net)
+        self.make = make
+
+    def configure_optimizers(self) -> Any:
+        return self.make(self)
+
+
+class QuantisedMomentum(torch.optim.Optimizer):
+    """SGD whose momentum is kept in int8 with one scale, made when a parameter first has a gradient."""
+
+    def __init__(self, params: Any, lr: float) -> None:
+        super().__init__(params, {"lr": lr})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                state = self.state[p]
+                old = state["q"].float() * state["scale"] if state else torch.zeros_like(p)
+                momentum = 0.9 * old + p.grad
+                state["scale"] = momentum.abs().max().clamp(min=1e-12) / 127
+                state["q"] = (momentum / state["scale"]).round().to(torch.int8)
+                p -= group["lr"] * momentum
+        return loss
+
+
+OPTIMIZERS: dict[str, Callable[[Any], Any]] = {
+    "sgd": lambda m: torch.optim.SGD(m.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-3),
+    "adam": lambda m: torch.optim.Adam(m.parameters(), lr=1e-2),
+    "adamw_foreach": lambda m: torch.optim.AdamW(m.parameters(), lr=1e-2, foreach=True),
+    "adamw_fused": lambda m: torch.optim.AdamW(m.parameters(), lr=1e-2, fused=True),
+    "rmsprop": lambda m: torch.optim.RMSprop(m.parameters(), lr=1e-3),
+    "adagrad": lambda m: torch.optim.Adagrad(m.parameters(), lr=1e-2),
+    "quantised": lambda m: QuantisedMomentum(m.parameters(), lr=0.02),
+}
+
+
+class StepWatch(L.Callback):
+    """Largest move of any newborn's weight in each optimizer step, and incumbents around each tick."""
+
+    def __init__(self, lr: float = 0.0) -> None:
+        self.moves: list[float] = []
+        self.previous: dict[str, Tensor] = {}
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        self.previous = {n: p.detach().clone() for n, p in pl_module.named_parameters() if p.requires_grad}
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        named = dict(pl_module.named_parameters())
+        moved = [(named[n] - p).abs().max().item() for n, p in self.previous.items() if ".morpho." in n]
+        if moved:
+            self.moves.append(max(moved))
+
+
+def train(root: Path, module: L.LightningModule, *callbacks: L.Callback, **options: Any) -> L.Trainer:
+    trainer = make_trainer(root, *callbacks, **options)
+    trainer.fit(module, **loaders())
+    return trainer
+
+
+# --------------------------------------------------------------------------------------------------- optimizers
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_any_optimizer_trains_newborns_after_a_gentle_start(name: str, tmp_path: Path) -> None:
+    def first_moves(warmup: WarmupConfig) -> list[float]:
+        L.seed_everything(0)
+        watch = StepWatch()
+        callback = quick(warmup=warmup, lifecycle=LifecycleConfig(active_ticks=90))
+        train(tmp_path, Configured(OPTIMIZERS[name]), callback, watch, max_epochs=4)
+        return watch.moves
+
+    warmed = first_moves(WarmupConfig(steps=20, min_steps=20, share=0.0))
+    cold = first_moves(WarmupConfig(steps=0))
+    assert len(warmed) == len(cold) == 30
+    # Step k moves by (k + 1) / 20 of what the optimizer asks for; the first step asks for the same in both.
+    assert warmed[0] == pytest.approx(cold[0] / 20, rel=1e-3)
+    assert max(warmed[20:]) > 0
+
+
+def test_without_warmup_adam_moves_no_newborn_weight_by_more_than_its_rate(tmp_path: Path) -> None:
+    """A row in a shared, aged parameter would overshoot up to 5.9 times; the bound of Adam's own start is 1.2."""
+    script = [{"tick": 1, "layer": "net.0"}, {"tick": 8, "layer": "net.0"}]
+    L.seed_everything(0)
+    watch = StepWatch()
+
+    class CullOnce(L.Callback):
+        def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, *_: Any) -> None:
+            if trainer.global_step == 35:
+                pl_module.net[0].cancel_germination(0)
+
+    callback = quick(
+        tamiyo=Scripted(events=script),
+        warmup=WarmupConfig(steps=0),
+        lifecycle=LifecycleConfig(active_ticks=90, embargo_ticks=0, alpha_step=1.0),
+    )
+    train(tmp_path, Configured(OPTIMIZERS["adam"]), callback, CullOnce(), watch, max_epochs=11)
+    assert [m[2:] for m in moves(tmp_path)].count(("DORMANT", "LOADING")) == 2
+    newborn_steps = watch.moves[:20] + watch.moves[-30:-10]
+    assert max(newborn_steps) <= 1.2e-2
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw_fused", "rmsprop", "quantised"])
+def test_a_germination_leaves_the_incumbents_state_bit_equal(name: str, tmp_path: Path) -> None:
+    class AroundTick(L.Callback):
+        before: Any = None
+        compared = 0
+
+        def _incumbents(self, trainer: L.Trainer, module: L.LightningModule) -> Any:
+            named = [(n, p) for n, p in module.named_parameters() if ".morpho." not in n]
+            state = trainer.optimizers[0].state
+            return copy.deepcopy([(n, p.detach(), dict(state[p])) for n, p in named])
+
+        def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+            self.before = self._incumbents(trainer, pl_module)
+
+        def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+            assert_equal(self.before, self._incumbents(trainer, pl_module))
+            self.compared += 1
+
+    L.seed_everything(0)
+    around = AroundTick()
+    train(tmp_path, Configured(OPTIMIZERS[name]), quick(), around, max_epochs=4)
+    assert around.compared == 4 and events(tmp_path)
+
+
+def test_beds_join_the_users_parameter_groups(tmp_path: Path) -> None:
+    def groups(module: Any) -> Any:
+        weights = [p for p in module.parameters() if p.ndim > 1 and p.requires_grad]
+        biases = [p for p in module.parameters() if p.ndim <= 1 and p.requires_grad]
+        return torch.optim.AdamW([{"params": weights, "weight_decay": 0.1}, {"params": biases, "weight_decay": 0.0}])
+
+    module = Configured(groups)
+    trainer = train(tmp_path, module, quick(), max_epochs=3)
+    decayed = {id(p) for p in trainer.optimizers[0].param_groups[0]["params"]}
+    everywhere = [id(p) for group in trainer.optimizers[0].param_groups for p in group["params"]]
+    for layer in hybrid_layers(module).values():
+        assert all(id(p) in decayed for p in layer.morpho.parameters())
+    assert len(everywhere) == len(set(everywhere))
+
+
+@pytest.mark.parametrize("kind", ["one_cycle", "cosine", "plateau"])
+def test_learning_rate_schedules_go_on_through_growth(kind: str, tmp_path: Path) -> None:
+    def scheduled(module: Any) -> Any:
+        optimizer = torch.optim.Adam(module.parameters(), lr=1e-2)
+        if kind == "one_cycle":
+            scheduler: Any = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-2, total_steps=40)
+        elif kind == "cosine":
+            scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 40)
+        else:
+            scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=0, threshold=0.5)
+            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "monitor": "val_loss"}}
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    rates = []
+    for callbacks in ([], [quick()]):
+        L.seed_everything(0)
+        trainer = train(tmp_path / str(len(rates)), Configured(scheduled), *callbacks, max_epochs=4)
+        rates.append([group["lr"] for group in trainer.optimizers[0].param_groups])
+    assert rates[0] == rates[1] and len(rates[0]) == 1
+
+
+@pytest.mark.parametrize("norm", ["norm", "value"])
+def test_gradient_clipping_counts_live_beds_only(norm: str, tmp_path: Path) -> None:
+    class Norm(L.Callback):
+        seen: list[float] = []
+
+        def on_before_zero_grad(self, trainer: L.Trainer, pl_module: L.LightningModule, _: Any) -> None:
+            grads = [p.grad for p in pl_module.parameters() if p.grad is not None]
+            if grads and norm == "norm":
+                self.seen.append(torch.stack([g.norm() for g in grads]).norm().item())
+            for name, p in pl_module.named_parameters():
+                assert p.requires_grad or p.grad is None, name
+
+    L.seed_everything(0)
+    probe = Norm()
+    probe.seen = []
+    train(tmp_path, Host(linear_net()), quick(), probe, gradient_clip_val=0.1, gradient_clip_algorithm=norm)
+    assert norm == "value" or max(probe.seen) <= 0.1 + 1e-6
+
+
+def test_weight_decay_moves_no_empty_row(tmp_path: Path) -> None:
+    module = Configured(lambda m: torch.optim.AdamW(m.parameters(), lr=1e-2, weight_decay=0.5), linear_net())
+    script = Scripted(events=[{"tick": 1, "layer": "net.0", "chunks": [1]}])
+    callback = quick(tamiyo=script, blueprint=BlueprintConfig(kind="mlp"), layers=LayersConfig(num_seeds=3))
+    train(tmp_path, module, callback, max_epochs=3)
+    for parameter in module.net[0].morpho.beds[0].parameters():
+        assert parameter[1].any() and not parameter[0].any() and not parameter[2].any()
+    assert not any(p.any() for p in module.net[2].morpho.parameters())
+
+
+class GAN(L.LightningModule):
+    """Two optimizers, manual optimization."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.generator = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8))
+        self.critic = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 1))
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        real, optimizers = batch[0], self.optimizers()
+        for index, optimizer in enumerate(optimizers):  # type: ignore[arg-type, union-attr]
+            fake = self.generator(torch.randn(len(real), 4))
+            score = nn.functional.softplus(-self.critic(fake)).mean()
+            if index:
+                score = nn.functional.softplus(-self.critic(real)).mean() - score
+            self.toggle_optimizer(optimizer)
+            optimizer.zero_grad()
+            self.manual_backward(score)
+            optimizer.step()
+            self.untoggle_optimizer(optimizer)
+
+    def validation_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return self.critic(batch[0]).square().mean()
+
+    def configure_optimizers(self) -> Any:
+        return [torch.optim.Adam(net.parameters(), lr=1e-3) for net in (self.generator, self.critic)]
+
+
+def test_each_bed_of_a_gan_is_trained_by_its_own_optimizer_alone(tmp_path: Path) -> None:
+    L.seed_everything(0)
+    module = GAN()
+    callback = quick(lifecycle=LifecycleConfig(active_ticks=90))
+    trainer = train(tmp_path, module, callback, max_epochs=3)
+    for optimizer, net in zip(trainer.optimizers, (module.generator, module.critic), strict=True):
+        beds = [p for n, p in net.named_parameters() if ".morpho." in n]
+        assert beds and all(p in optimizer.state for p in beds)
+        assert {int(optimizer.state[p]["step"]) for p in beds} == {20}
+    steps = {layer.morpho.beds[0].steps for layer in hybrid_layers(module).values()}
+    assert steps == {20}
+
+
+# -------------------------------------------------------------------------------------------------- precision
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "64-true"])
+@pytest.mark.parametrize("kind", ["neurons", "mlp"])
+def test_growth_works_in_other_precisions(precision: Any, kind: str, tmp_path: Path) -> None:
+    class Cast(Host):
+        def loss(self, batch: Any) -> Tensor:
+            x, y = batch
+            return nn.functional.cross_entropy(self.net(x.to(self.net[0].weight.dtype)), y)
+
+    L.seed_everything(0)
+    module = Cast(linear_net())
+    callback = quick(blueprint=BlueprintConfig(kind=kind))
+    train(tmp_path, module, callback, precision=precision, max_epochs=6)
+    expected = {"bf16-mixed": torch.float32, "bf16-true": torch.bfloat16, "64-true": torch.float64}[precision]
+    assert {p.dtype for n, p in module.named_parameters() if ".morpho." in n} == {expected}
+    judged = [e for e in events(tmp_path) if e["from"] == "ACTIVE"]
+    assert judged and all(e["reason"] in ("proven gain", "no proven gain") for e in judged)
+
+
+# ------------------------------------------------------------------------------------------------- checkpoints
+def test_a_run_made_without_the_callback_goes_on_with_it(tmp_path: Path) -> None:
+    L.seed_everything(0)
+    bare = Host(linear_net())
+    trainer = train(tmp_path / "a", bare, max_epochs=2)
+    trainer.save_checkpoint(tmp_path / "plain.ckpt")
+    bare = Host(linear_net())
+    make_trainer(tmp_path / "a", max_epochs=4).fit(bare, **loaders(), ckpt_path=tmp_path / "plain.ckpt")
+
+    grown = Host(linear_net())
+    other = make_trainer(tmp_path / "b", MorphoCallback(tamiyo=Never()), max_epochs=4)
+    other.fit(grown, **loaders(), ckpt_path=tmp_path / "plain.ckpt")
+    for name, parameter in bare.named_parameters():
+        assert torch.equal(parameter, dict(grown.named_parameters())[name]), name
+
+
+@pytest.mark.parametrize("kind", ["neurons", "mlp"])
+def test_a_grown_checkpoint_loads_without_the_callback(kind: str, tmp_path: Path) -> None:
+    L.seed_everything(0)
+    grown = Host(linear_net())
+    blueprint = BlueprintConfig(kind=kind, hidden=5, activation="gelu")
+    trainer = train(tmp_path, grown, quick(blueprint=blueprint, layers=LayersConfig(num_seeds=2)), max_epochs=3)
+    trainer.save_checkpoint(tmp_path / "grown.ckpt")
+    plain = Host(linear_net())
+    assert load_grown_(plain, tmp_path / "grown.ckpt") == ["net.0", "net.2"]
+    x = torch.randn(4, 8)
+    assert torch.equal(plain.net(x), grown.net(x))
+    assert any(p.requires_grad for n, p in plain.named_parameters() if ".morpho." in n)
+
+
+def test_a_grown_checkpoint_that_does_not_fit_changes_nothing(tmp_path: Path) -> None:
+    L.seed_everything(0)
+    grown = Host(linear_net())
+    trainer = train(tmp_path, grown, quick(), max_epochs=2)
+    trainer.save_checkpoint(tmp_path / "grown.ckpt")
+    other = nn.Sequential(nn.Linear(8, 3))
+    with pytest.raises(ValueError, match=r"holds seeds in \['net.0', 'net.2'\]"):
+        load_grown_(other, tmp_path / "grown.ckpt")
+    assert not hybrid_layers(other)
+
+
+def test_a_checkpoint_grown_with_another_activation_is_refused(tmp_path: Path) -> None:
+    L.seed_everything(0)
+    trainer = train(tmp_path, Host(linear_net()), quick(blueprint=BlueprintConfig(activation="gelu")), max_epochs=2)
+    trainer.save_checkpoint(tmp_path / "gelu.ckpt")
+    with pytest.raises(ValueError, match="'activation': 'gelu'.*'activation': 'relu'"):
+        make_trainer(tmp_path, quick()).fit(Host(linear_net()), **loaders(), ckpt_path=tmp_path / "gelu.ckpt")
+
+
+def test_an_optimizer_of_another_run_is_refused_with_both_counts(tmp_path: Path) -> None:
+    L.seed_everything(0)
+    trainer = train(tmp_path, Configured(lambda m: torch.optim.Adam(m.net[0].parameters())), max_epochs=1)
+    trainer.save_checkpoint(tmp_path / "part.ckpt")
+    with pytest.raises(ValueError, match=r"holds 2 parameters in group 0, this run's 4"):
+        make_trainer(tmp_path, quick()).fit(Host(linear_net()), **loaders(), ckpt_path=tmp_path / "part.ckpt")
+
+
+# ------------------------------------------------------------------------------------------- ways of building
+def _shared() -> nn.Module:
+    a, b = nn.Linear(8, 8), nn.Linear(8, 8)
+    b.weight = a.weight
+    return nn.Sequential(a, nn.ReLU(), b, nn.ReLU(), nn.Linear(8, 3))
+
+
+def _pruned() -> nn.Module:
+    net = linear_net()
+    prune.l1_unstructured(net[0], "weight", amount=0.5)
+    return net
+
+
+def _called_twice() -> nn.Module:
+    layer = nn.Linear(8, 8)
+    return nn.Sequential(layer, nn.ReLU(), layer, nn.Linear(8, 3))
+
+
+BUILDS = {"tied": _shared, "pruned": _pruned, "called_twice": _called_twice}
+
+
+@pytest.mark.parametrize("build", BUILDS)
+def test_unusual_layers_grow(build: str, tmp_path: Path) -> None:
+    L.seed_everything(0)
+    module = Host(BUILDS[build]())
+    train(tmp_path, module, quick(), max_epochs=4)
+    assert {e["layer"] for e in events(tmp_path)} == set(hybrid_layers(module))
+    assert any(e["to"] == "FOSSILIZED" for e in events(tmp_path))
+    if build == "pruned":
+        assert (module.net[0].weight == 0).float().mean() >= 0.5
+    if build == "tied":
+        assert module.net[0].weight is module.net[2].weight
+
+
+@pytest.mark.parametrize("norm", [parametrizations.weight_norm, parametrizations.spectral_norm])
+def test_parametrized_layers_are_left_out_with_the_reason(norm: Any, tmp_path: Path) -> None:
+    L.seed_everything(0)
+    net = linear_net()
+    norm(net[0])
+    callback = quick()
+    module = Host(net)
+    train(tmp_path, module, callback, max_epochs=3)
+    assert set(hybrid_layers(module)) == {"net.2"}
+    assert callback.report is not None
+    reasons = {m.name: (m.type, m.reason) for m in callback.report.modules}
+    assert "exactly" in reasons["net.0"][1]
+
+
+def test_a_grown_module_is_copied_and_pickled_after_training(tmp_path: Path) -> None:
+    L.seed_everything(0)
+    module = Host(linear_net())
+    train(tmp_path, module, quick(), max_epochs=3)
+    x = torch.randn(4, 8)
+    for twin in (copy.deepcopy(module.net), pickle.loads(pickle.dumps(module.net))):
+        assert torch.equal(twin(x), module.net(x))
+        twin[0].weight.data.zero_()
+        assert not torch.equal(twin(x), module.net(x))
+
+
+# --------------------------------------------------------------------------------------------- Trainer's corners
+def test_the_learning_rate_finder_leaves_no_growth_behind(tmp_path: Path) -> None:
+    L.seed_everything(0)
+    module = Host(linear_net())
+    callback = quick(every_n_steps=5)
+    trainer = make_trainer(tmp_path, callback, max_epochs=2)
+    data = loaders()
+    Tuner(trainer).lr_find(module, **data, num_training=20, update_attr=True)
+    assert all(layer.morpho.dormant for layer in hybrid_layers(module).values())
+    trainer.fit(module, **data)
+    assert any(not layer.morpho.dormant for layer in hybrid_layers(module).values())
+
+
+def test_fast_dev_run_works_and_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    train(tmp_path, Host(linear_net()), quick(), fast_dev_run=True)
+    assert not list(tmp_path.rglob("*.jsonl"))
+
+
+class Stream(IterableDataset):  # type: ignore[type-arg]
+    """Samples without end."""
+
+    def __iter__(self) -> Iterator[Any]:
+        data = make_data(64, 0)
+        while True:
+            yield from data
+
+
+def test_one_endless_epoch_grows_by_steps(tmp_path: Path) -> None:
+    L.seed_everything(0)
+    callback = quick(every_n_steps=10)
+    trainer = make_trainer(tmp_path, callback, max_steps=60, max_epochs=-1, val_check_interval=20)
+    trainer.fit(Host(linear_net()), DataLoader(Stream(), batch_size=16), loaders()["val_dataloaders"])
+    assert any("lower" in e["figures"] for e in events(tmp_path))
+
+
+def test_early_stopping_may_watch_growth(tmp_path: Path) -> None:
+    L.seed_everything(0)
+    stop = EarlyStopping("morpho/run/germinations", mode="max", patience=2, check_on_train_epoch_end=True)
+    trainer = train(tmp_path, Host(linear_net()), quick(), stop, max_epochs=20)
+    assert trainer.current_epoch < 20
+
+
+def test_a_keyboard_interrupt_leaves_a_model_that_trains_on(tmp_path: Path) -> None:
+    class Interrupt(L.Callback):
+        def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+            if trainer.global_step == 25:
+                raise KeyboardInterrupt
+
+    L.seed_everything(0)
+    module = Host(linear_net())
+    with pytest.raises(SystemExit):
+        train(tmp_path, module, quick(), Interrupt(), max_epochs=6)
+    train(tmp_path, module, quick(), max_epochs=2)
+
+
+LIMITS = [{"limit_train_batches": 3}, {"limit_val_batches": 2}, {"check_val_every_n_epoch": 2}]
+
+
+@pytest.mark.parametrize("limit", LIMITS)
+def test_limits_and_rare_validation_are_respected(limit: dict[str, Any], tmp_path: Path) -> None:
+    L.seed_everything(0)
+    train(tmp_path, Host(linear_net()), quick(), max_epochs=6, **limit)
+    judged = [e for e in events(tmp_path) if e["from"] == "ACTIVE"]
+    assert judged and all(e["figures"]["batches"] == limit.get("limit_val_batches", 8) for e in judged)
+
+
+def test_the_same_callback_starts_afresh_with_a_new_model(tmp_path: Path) -> None:
+    callback = quick()
+    histories = []
+    for run in ("a", "b"):
+        L.seed_everything(0)
+        train(tmp_path / run, Host(linear_net()), callback, max_epochs=4)
+        histories.append(moves(tmp_path / run))
+    assert histories[0] == histories[1]
+
+
+class Foreign(ParallelStrategy):
+    """Stands for a strategy that keeps parameters where growth can't reach them."""
+
+    @property
+    def root_device(self) -> torch.device:
+        return torch.device("cpu")
+
+    def model_to_device(self) -> None: ...
+
+    def reduce(self, tensor: Any, *_: Any, **__: Any) -> Any:
+        return tensor
+
+    def all_gather(self, tensor: Tensor, *_: Any, **__: Any) -> Tensor:
+        return tensor
+
+    def barrier(self, name: str | None = None) -> None: ...
+
+    def broadcast(self, obj: Any, src: int = 0) -> Any:
+        return obj
+
+    def reduce_boolean_decision(self, decision: bool, all: bool = True) -> bool:
+        return decision
+
+    @property
+    def is_global_zero(self) -> bool:
+        return True
+
+
+def test_an_unsupported_strategy_is_refused_before_anything_changes(tmp_path: Path) -> None:
+    module = Host(linear_net())
+    trainer = make_trainer(tmp_path, quick(), strategy=Foreign())
+    with pytest.raises(ValueError, match="Foreign is not supported"):
+        trainer.fit(module, **loaders())
+    assert not hybrid_layers(module)
