@@ -315,11 +315,11 @@ def _report(
         return ModuleReport(name=name, type=kind, taken=True, reason=f"becomes wider with `{consumer}`")
     held = sum(p.numel() for p in layer.morpho.parameters())
     seeds = plans[name].site.chunks.num_chunks
-    reason = f"{_plural(seeds, 'seed')}, {_plural(beds, 'bed')} of {held // beds:,} parameters: "
+    reason = f"{_plural(seeds, 'seed')}, {_plural(beds, 'bed')} of {held // beds:,} parameters"
     if name in pairs:
-        reason += f"{plans[name].kind}, proposed: {pairs[name]}"
-    else:
-        reason += plans[name].kind + (f", no pair: {alone[name]}" if name in alone else "")
+        reason += f": {plans[name].kind}, proposed: {pairs[name]}"
+    elif name in alone:
+        reason += f": {plans[name].kind}, no pair: {alone[name]}"
     return ModuleReport(
         name=name,
         type=kind,

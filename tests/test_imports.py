@@ -12,6 +12,7 @@ PACKAGE = Path(__file__).parent.parent / "lightning_morpho"
 ORDER = [
     "config",
     "lifecycle",
+    "random_state",
     "chunks",
     "state",
     "pairs",

@@ -225,6 +225,11 @@ class SeedBeds(nn.Module):
                 f"Layer `{self.name}`: only DORMANT seeds can germinate, got {busy or 'no dormant seed'}."
             )
         self._check_pair()
+        if not len(self.beds) and self.outlet is not None:
+            raise LifecycleError(
+                f"Layer `{self.name}` has no beds of its own: "
+                f"it becomes wider when `{self.outlet.consumer.name}` grows."
+            )
         if self.free_bed() is None:
             raise LifecycleError(
                 f"Layer `{self.name}`: all {len(self.beds)} beds are taken. Raise `layers.beds` "

@@ -80,7 +80,10 @@ class PairProbe:
     # ------------------------------------------------------------------ modules
     def _enter_module(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         x = args[0] if args else next(iter(kwargs.values()), None)
-        if not self._inside and isinstance(x, Tensor):
+        if _recomputing():
+            if module in self._flow.names:
+                self._flow.calls.append(self._flow.names[module])
+        elif not self._inside and isinstance(x, Tensor):
             if module in self._flow.names:
                 self._flow.enter(module, self._values.get(x), tuple(x.shape))
             else:
@@ -91,7 +94,7 @@ class PairProbe:
         while self._inside and self._inside.pop() is not module:
             pass
         x = args[0] if args else next(iter(kwargs.values()), None)
-        if self._inside or not isinstance(out, Tensor):
+        if self._inside or not isinstance(out, Tensor) or _recomputing():
             return
         if module in self._flow.names:
             self._values[out] = self._flow.leave(module)
@@ -213,6 +216,11 @@ class _Mode(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return self.probe.call(func, args, kwargs or {})
+
+
+def _recomputing() -> bool:
+    """Whether the autograd engine runs this: a checkpoint region, of which the order of calls is all that counts."""
+    return torch._C._current_graph_task_id() != -1
 
 
 def _order(pair: Pair, calls: list[str]) -> str | None:
