@@ -52,7 +52,7 @@ FORMS = {
     ),
     "conv, pool, flatten": (
         lambda: nn.Sequential(
-            nn.Conv2d(2, 4, 3, padding="same", padding_mode="circular"),
+            nn.Conv2d(2, 4, 3, padding="same", padding_mode="circular", bias=False),
             nn.BatchNorm2d(4),
             R(),
             nn.MaxPool2d(2),
@@ -397,6 +397,8 @@ def test_taps_hold_nothing_after_a_pass_and_can_be_cleared():
 
 @pytest.mark.slow
 def test_compiled_model_needs_one_graph_before_and_one_after_germination():
+    import torch._dynamo.testing
+
     torch._dynamo.reset()
     model, x = grown("chain", torch.float32, rounds=0)
     counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
