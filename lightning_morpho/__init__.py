@@ -19,12 +19,14 @@ from lightning_morpho.config import (
     WarmupConfig,
 )
 from lightning_morpho.engine import GrowthEngine
+from lightning_morpho.export import export
 from lightning_morpho.layers import ChunkedKasminaLayer, HybridKasminaLayer
 from lightning_morpho.lifecycle import LifecycleError, Stage
 from lightning_morpho.optim import OptimizerLink
+from lightning_morpho.pairs import PairProbe, PairReport, find_pairs, register_channelwise
 from lightning_morpho.rollout import LiveRollout, compare_implementations, register_flag
 from lightning_morpho.state import LogicalSeed, StateTensor
-from lightning_morpho.surgery import EligibilityReport, hybrid_layers, morph_, unmorph_
+from lightning_morpho.surgery import EligibilityReport, confirm_pairs_, hybrid_layers, morph_, unmorph_
 from lightning_morpho.tamiyo import Never, Observation, OneRound, Periodic, Scripted, Tamiyo
 from lightning_morpho.telemetry import ChunkStatistics
 
@@ -54,6 +56,8 @@ __all__ = [
     "Observation",
     "OneRound",
     "OptimizerLink",
+    "PairProbe",
+    "PairReport",
     "Periodic",
     "RampConfig",
     "RolloutConfig",
@@ -66,10 +70,14 @@ __all__ = [
     "WarmupConfig",
     "blueprint_type",
     "compare_implementations",
+    "confirm_pairs_",
+    "export",
+    "find_pairs",
     "hybrid_layers",
     "load_grown_",
     "morph_",
     "register_blueprint",
+    "register_channelwise",
     "register_flag",
     "unmorph_",
 ]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
@@ -19,6 +20,7 @@ from typing_extensions import override
 from lightning_morpho.blueprints import blueprint_type
 from lightning_morpho.checks import named_arguments
 from lightning_morpho.config import (
+    AUTO,
     BlueprintConfig,
     BudgetConfig,
     CreditConfig,
@@ -42,13 +44,15 @@ from lightning_morpho.integrations import (
     rebuild_averages,
     reshard_,
 )
+from lightning_morpho.layers import clear_taps
 from lightning_morpho.lifecycle import Stage
 from lightning_morpho.optim import OptimizerLink, adopt_plain_state
+from lightning_morpho.pairs import PairProbe
 from lightning_morpho.rollout import RolloutChange
-from lightning_morpho.surgery import EligibilityReport, hybrid_layers, morph_
+from lightning_morpho.surgery import EligibilityReport, decide_pairs_, hybrid_layers, morph_, review, unconfirmed
 from lightning_morpho.tamiyo import Measurement, OneRound, Tamiyo
 from lightning_morpho.tamiyo.observation import SeedKey
-from lightning_morpho.telemetry import EVENTS_FILE, ChunkStatistics, Event, append_event, seed_table
+from lightning_morpho.telemetry import EVENTS_FILE, ChunkStatistics, Event, Refusal, append_event, seed_table
 
 
 @named_arguments
@@ -121,7 +125,8 @@ class MorphoCallback(Callback):
         check_section("tamiyo", self.tamiyo, Tamiyo)
         check_section("credit", self.credit, CreditConfig)
         check_section("telemetry", self.telemetry, TelemetryConfig)
-        blueprint_type(self.config.blueprint.kind)
+        if self.config.blueprint.kind != AUTO:
+            blueprint_type(self.config.blueprint.kind)
         if every_n_steps is not None and (isinstance(every_n_steps, bool) or every_n_steps < 1):
             raise ValueError(f"`every_n_steps` must be at least 1 optimizer step, or None, got {every_n_steps!r}.")
         self.every_n_steps = every_n_steps
@@ -130,8 +135,9 @@ class MorphoCallback(Callback):
         self.engine: GrowthEngine | None = None
         self._state: dict[str, Any] | None = None
         self._statistics: dict[str, ChunkStatistics] = {}
-        self._events: list[Event] = []
+        self._events: list[Event | Refusal] = []
         self._events_path: Path | None = None
+        self._probe: PairProbe | None = None
         self._batches = 0
         self._val_loss: float | None = None
         self._has_loss: bool | None = None
@@ -183,7 +189,8 @@ class MorphoCallback(Callback):
 
     def _swap(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if not hybrid_layers(pl_module):
-            self.report = morph_(pl_module, self.config, rollout=self._rollout)
+            example = pl_module.example_input_array
+            self.report = morph_(pl_module, self.config, example, rollout=self._rollout)
             self._state = None
             rebuild_averages(trainer, pl_module, stage)
         # DDP's reducer fails on parameters that a step does not use; ours are averaged separately.
@@ -247,13 +254,17 @@ class MorphoCallback(Callback):
 
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Open the layers' statistics for one batch in every ``telemetry.every_n_steps``."""
+        """Open the layers' statistics for one batch in every ``telemetry.every_n_steps``; watch the first one."""
         if self._rollout.ramp is not None:
             self._rollout.timer.start()
         if isinstance(trainer.strategy, ModelParallelStrategy):
             reshard_(pl_module)
         if self._statistics and self._batches % self.telemetry.every_n_steps == 0:
             self._observe(True)
+        clear_taps(pl_module)
+        if unconfirmed(pl_module):
+            self._probe = PairProbe(pl_module)
+            self._probe.__enter__()
 
     @override
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
@@ -268,6 +279,8 @@ class MorphoCallback(Callback):
         """Close the statistics, and tick if ticks go by steps."""
         if self.engine is None:
             return
+        if self._probe is not None:
+            self._settle_pairs(pl_module)
         if self._statistics and self._batches % self.telemetry.every_n_steps == 0:
             self._observe(False)
         self._rollout.timer.stop()
@@ -330,6 +343,10 @@ class MorphoCallback(Callback):
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Leave the model as a fit that ended leaves it."""
+        if self._probe is not None:
+            self._probe.__exit__(None, None, None)
+            self._probe = None
+        clear_taps(pl_module)
         self._close()
 
     @override
@@ -375,6 +392,19 @@ class MorphoCallback(Callback):
         self._write_event(trainer, change.to_dict(**now))
         rank_zero_info(f"morpho: step {trainer.global_step}: rollout, {change}")
 
+    def _settle_pairs(self, pl_module: LightningModule) -> None:
+        """Decide which proposed pairs are confirmed, on every rank alike."""
+        assert self._probe is not None
+        self._probe.__exit__(None, None, None)
+        verdicts = self._probe.verdicts()
+        self._probe = None
+        for refused in _gather_objects({name: v for name, v in verdicts.items() if isinstance(v, str)}):
+            verdicts |= refused
+        for name, reason in decide_pairs_(pl_module, verdicts).items():
+            rank_zero_warn(f"MorphoCallback: `{name}` stays as it is, the pair proposed for it is refused: {reason}.")
+        if self.report is not None:
+            self.report = review(self.report, pl_module)
+
     def _observe(self, on: bool) -> None:
         assert self.engine is not None
         for name, statistics in self._statistics.items():
@@ -413,6 +443,10 @@ class MorphoCallback(Callback):
         """Write the new events to the log file, and one line for those that belong together."""
         together: dict[tuple[str, str, str, str], int] = {}
         for event in self._events:
+            if isinstance(event, Refusal):
+                self._write_event(trainer, event.to_dict(epoch=trainer.current_epoch))
+                rank_zero_info(f"morpho: step {trainer.global_step}: {event.layer}: not grown ({event.reason})")
+                continue
             t = event.transition
             key = (t.layer, t.source.name, t.target.name, t.reason)
             together[key] = together.get(key, 0) + 1
@@ -466,3 +500,12 @@ class MorphoCallback(Callback):
         self._ticked_epochs = state_dict["ticked_epochs"]
         if self.engine is not None:
             self.engine.load_state_dict(state_dict["engine"])
+
+
+def _gather_objects(item: Any) -> list[Any]:
+    """The same item of all ranks; in one process the item alone."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return [item]
+    parts: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(parts, item)
+    return parts

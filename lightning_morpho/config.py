@@ -46,12 +46,15 @@ class LayersConfig:
             1 to 1024. Must not exceed the layer's output features.
         beds: Germination events a layer can hold at a time, ``>= 1``: the most that the parameter
             budget may allocate there.
+        pairs: Pairs of layers for ``span`` that the finder misses: each entry lists the name of the producer,
+            of what stands between (modules, or operations such as ``"relu"``), and of the consumer.
     """
 
     include: tuple[str, ...] = ("*",)
     exclude: tuple[str, ...] = ()
     num_seeds: int | Auto = AUTO
     beds: int = 1
+    pairs: tuple[tuple[str, ...], ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "include", as_patterns(self.include, "layers.include"))
@@ -63,6 +66,10 @@ class LayersConfig:
             self.num_seeds,
         )
         check(is_count(self.beds), "layers.beds", "at least 1 bed a layer", self.beds)
+        entries: list[Any] = list(self.pairs)
+        lists = all(isinstance(pair, (list, tuple)) and len(pair) >= 2 for pair in entries)
+        check(lists, "layers.pairs", "a list of lists of at least two names", self.pairs)
+        object.__setattr__(self, "pairs", tuple(tuple(pair) for pair in entries))
 
 
 @named_arguments
@@ -71,15 +78,18 @@ class BlueprintConfig:
     """What grows at a germination.
 
     Args:
-        kind: Name in the blueprint registry: ``"neurons"`` (new hidden units from the layer's own
-            input) or ``"mlp"`` (a two-layer network on each chunk), or one of your own.
-        hidden: Hidden units of one bed (``neurons``) or of one chunk (``mlp``). ``"auto"``:
-            ``neurons`` takes as many as cost the layer's own parameter count, at least 8;
-            ``mlp`` takes twice the chunk's width.
+        kind: ``"auto"``: ``span`` where a pair of layers is found, ``neurons`` elsewhere. Or a name in the
+            blueprint registry: ``"span"`` (new hidden units between the layer before and this one: the layer
+            in between becomes wider), ``"neurons"`` (new hidden units from the layer's own input),
+            ``"block"`` (a residual block on the layer's whole output), ``"mlp"`` (a two-layer network on each
+            chunk: the more chunks, the less it is worth at equal cost), or one of your own.
+        hidden: Hidden units of one bed, or of one chunk (``mlp``). ``"auto"``: ``span`` takes as many as the
+            layer in between has, at least 8; ``neurons`` as many as cost the layer's own parameter count, at
+            least 8; ``block`` the layer's width; ``mlp`` twice the chunk's width.
         activation: ``"relu"``, ``"gelu"``, ``"selu"``, ``"silu"`` or ``"tanh"``.
     """
 
-    kind: str = "neurons"
+    kind: str = AUTO
     hidden: int | Auto = AUTO
     activation: str = "relu"
 
@@ -105,16 +115,20 @@ class WarmupConfig:
         steps: Longest warm-up, in optimizer steps, ``>= 0``; 0 turns it off.
         share: Warm-up as a fraction of the optimizer steps done before the germination, in [0, 1].
         min_steps: Shortest warm-up, in optimizer steps, ``>= 0``.
+        min_rate: No germination while the learning rate is below this share of its peak, in [0, 1]: a decayed
+            schedule leaves newborns too little to learn. 0: grow at any time.
     """
 
     steps: int = 300
     share: float = 0.2
     min_steps: int = 50
+    min_rate: float = 0.5
 
     def __post_init__(self) -> None:
         check(is_count(self.steps, 0), "warmup.steps", "at least 0 optimizer steps", self.steps)
         check(is_fraction(self.share), "warmup.share", "a fraction in [0, 1]", self.share)
         check(is_count(self.min_steps, 0), "warmup.min_steps", "at least 0 optimizer steps", self.min_steps)
+        check(is_fraction(self.min_rate), "warmup.min_rate", "a fraction in [0, 1]", self.min_rate)
 
     def length(self, steps_so_far: int) -> int:
         """Optimizer steps of the warm-up of a seed that germinates after ``steps_so_far`` steps.

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import math
-import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from statistics import NormalDist
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection
 
 from lightning_morpho.layers import HybridKasminaLayer
+from lightning_morpho.random_state import preserved_random_state
 from lightning_morpho.tamiyo import Measurement
 from lightning_morpho.tamiyo.observation import SeedKey
 
@@ -147,7 +146,7 @@ def isolated(model: nn.Module) -> Iterator[None]:
     """
     modes = [(module, module.training) for module in model.modules()]
     observers = [(m, m.morpho.observer) for m in model.modules() if isinstance(m, HybridKasminaLayer)]
-    with _preserved_metrics(model), _preserved_buffers(model), _preserved_containers(model), _preserved_rng():
+    with _preserved_metrics(model), _preserved_buffers(model), _preserved_containers(model), preserved_random_state():
         try:
             model.eval()
             for layer, _ in observers:
@@ -228,14 +227,3 @@ def _remember(value: Any) -> Callable[[], None]:
             put_child_back()
 
     return put_back
-
-
-@contextlib.contextmanager
-def _preserved_rng() -> Iterator[None]:
-    python, numpy = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng(range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []):
-        try:
-            yield
-        finally:
-            random.setstate(python)
-            np.random.set_state(numpy)

@@ -25,7 +25,7 @@ from lightning_morpho.tamiyo import (
     Tamiyo,
 )
 from lightning_morpho.tamiyo.observation import SeedKey
-from lightning_morpho.telemetry.events import Event, SeedRecord
+from lightning_morpho.telemetry.events import Event, Refusal, SeedRecord
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ class GrowthEngine:
         layers: Mapping[str, HybridKasminaLayer],
         tamiyo: Tamiyo,
         optimizers: OptimizerLink,
-        on_event: Callable[[Event], None] = lambda event: None,
+        on_event: Callable[[Event | Refusal], None] = lambda event: None,
     ) -> None:
         self.layers = layers
         self.tamiyo = tamiyo
@@ -64,6 +64,7 @@ class GrowthEngine:
         self.losses: list[float | None] = []
         self.records: list[SeedRecord] = []
         self._waited: set[str] = set()
+        self._refused: set[str] = set()
         for layer in layers.values():
             layer.morpho.on_transition = self._record
 
@@ -99,12 +100,27 @@ class GrowthEngine:
 
     def _apply(self, decision: Decision) -> None:
         if isinstance(decision, Germinate):
-            self.layers[decision.layer].morpho.germinate(decision.chunks, reason=decision.reason)
+            self._germinate(decision)
         elif isinstance(decision, (Keep, Cull)):
             layer, chunk = decision.seed
             seeds = self.layers[layer].morpho
             act = seeds.keep if isinstance(decision, Keep) else seeds.cull
             act([chunk], reason=decision.reason, figures=decision.figures)
+
+    def _germinate(self, decision: Germinate) -> None:
+        """Grow, unless the learning rate has decayed so far that newborns would hardly learn."""
+        name, seeds = decision.layer, self.layers[decision.layer].morpho
+        share, least = self.optimizers.rate_share(name), seeds.config.warmup.min_rate
+        if share >= least or decision.force:
+            self._refused.discard(name)
+            seeds.germinate(decision.chunks, reason=decision.reason)
+        elif name not in self._refused:
+            self._refused.add(name)
+            reason = (
+                f"the learning rate has decayed to {share:.0%} of its peak, newborns would learn too little: grow "
+                f"earlier, or lower `warmup.min_rate` ({least:g})"
+            )
+            self.on_event(Refusal(tick=self.ticks, step=self.step, layer=name, reason=reason))
 
     def observe(self, step: int, total_steps: int | None, can_measure: bool) -> Observation:
         """What Tamiyo is to see."""
@@ -129,7 +145,8 @@ class GrowthEngine:
 
     def counts(self) -> dict[Stage, int]:
         """Number of seeds in each stage, over all layers."""
-        stages = np.concatenate([layer.morpho.state.stage for layer in self.layers.values()])
+        growing = [layer.morpho for layer in self.layers.values() if len(layer.morpho.beds)]
+        stages = np.concatenate([seeds.state.stage for seeds in growing])
         numbers = np.bincount(stages, minlength=len(Stage))
         return {stage: int(numbers[stage]) for stage in Stage}
 
@@ -153,12 +170,14 @@ class GrowthEngine:
             "losses": list(self.losses),
             "records": [asdict(record) for record in self.records],
             "waited": sorted(self._waited),
+            "peak_rates": self.optimizers.peak_rates,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what :meth:`state_dict` gave."""
         self.ticks, self.step = state["ticks"], state["step"]
         self.losses = list(state["losses"])
+        self.optimizers.peak_rates = [list(rates) for rates in state["peak_rates"]]
         self.records = [SeedRecord(**record) for record in state["records"]]
         self._waited = set(state.get("waited", ()))
 

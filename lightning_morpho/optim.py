@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -12,17 +13,16 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
-from lightning_morpho.layers import Bed, HybridKasminaLayer
+from lightning_morpho.layers import GrownParameters, HybridKasminaLayer, clear_taps
 from lightning_morpho.layers.beds import local_part
 
 log = logging.getLogger(__name__)
 
 
-def beds_of(layers: Mapping[str, HybridKasminaLayer]) -> Iterator[tuple[str, Bed]]:
-    """All beds, with the name of their layer."""
+def beds_of(layers: Mapping[str, HybridKasminaLayer]) -> Iterator[tuple[str, GrownParameters]]:
+    """All beds and links, with the name of their layer."""
     for name, layer in layers.items():
-        for bed in layer.morpho.beds:
-            assert isinstance(bed, Bed)
+        for bed in layer.morpho.grown():
             yield name, bed
 
 
@@ -40,6 +40,7 @@ class OptimizerLink:
 
     Attributes:
         added: One line for each layer whose beds had to be added to an optimizer.
+        peak_rates: Highest learning rate so far of each parameter group of each optimizer.
 
     Raises:
         ValueError: If beds of a layer are in no optimizer and it is not clear which one to take.
@@ -50,7 +51,7 @@ class OptimizerLink:
         self.optimizers = tuple(optimizers)
         self.added = self._add_missing()
         members = [{id(p) for p in _parameters(optimizer)} for optimizer in self.optimizers]
-        self._beds: dict[int, list[Bed]] = {
+        self._beds: dict[int, list[GrownParameters]] = {
             i: [bed for _, bed in beds_of(layers) if any(id(p) in held for p in bed.parameters())]
             for i, held in enumerate(members)
         }
@@ -58,6 +59,7 @@ class OptimizerLink:
             i: [layer for layer in layers.values() if any(id(p) in held for p in layer.morpho.parameters())]
             for i, held in enumerate(members)
         }
+        self.peak_rates = [[0.0] * len(optimizer.param_groups) for optimizer in self.optimizers]
         self._before: dict[int, list[tuple[Tensor, Tensor, float]]] = {}
         self._handles = []
         for i, optimizer in enumerate(self.optimizers):
@@ -105,8 +107,30 @@ class OptimizerLink:
                         optimizer.state.pop(parameter, None)
                 bed.stale = False
 
+    def rate_share(self, layer: str) -> float:
+        """Learning rate of a layer's beds as a share of the highest it has had; the lowest of its groups."""
+        own = {id(p) for p in self.layers[layer].morpho.parameters()}
+        self._note_rates()
+        return min(
+            (
+                float(group["lr"]) / peak
+                for optimizer, peaks in zip(self.optimizers, self.peak_rates, strict=True)
+                for group, peak in zip(optimizer.param_groups, peaks, strict=False)
+                if peak > 0 and any(id(p) in own for p in group["params"])
+            ),
+            default=1.0,
+        )
+
+    def _note_rates(self) -> None:
+        for optimizer, peaks in zip(self.optimizers, self.peak_rates, strict=True):
+            rates = [float(group["lr"]) for group in optimizer.param_groups]
+            peaks[:] = [max(pair) for pair in zip_longest(peaks, rates, fillvalue=0.0)]
+
     def _before_step(self, index: int) -> None:
+        self._note_rates()
         self.drop_stale_state()
+        for layer in self._layers[index]:
+            clear_taps(layer)
         self._before[index] = [
             (local_part(p.detach()), local_part(p.detach()).clone(), (bed.steps + 1) / bed.warmup)
             for bed in self._beds[index]
@@ -121,7 +145,7 @@ class OptimizerLink:
                     parameter.lerp_(before, 1 - share)
         for bed in self._beds[index]:
             if not (bed.free or bed.paused):
-                bed.steps += 1
+                bed.count_step()
         for layer in self._layers[index]:
             layer.morpho.steps += 1
 

@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from typing import Any
 
 from torch import nn
 
-from lightning_morpho.blueprints import Blueprint, is_eligible_type
-from lightning_morpho.config import MorphoConfig
-from lightning_morpho.layers import HybridKasminaLayer, attach_, detach_, plan_blueprint
+from lightning_morpho.blueprints import Blueprint, Span, is_eligible_type
+from lightning_morpho.config import AUTO, MorphoConfig
+from lightning_morpho.layers import (
+    HybridKasminaLayer,
+    allocate_links_,
+    attach_,
+    connect_,
+    detach_,
+    plan_blueprint,
+    plan_route,
+)
+from lightning_morpho.layers.links import linkable
 from lightning_morpho.lifecycle import LifecycleError
+from lightning_morpho.pairs import Pair, find_pairs
 from lightning_morpho.rollout import LiveRollout
 
 WRONG_TYPE = "no seeds grow in this type (exactly nn.Linear, nn.Conv1d/2d/3d)"
@@ -172,22 +184,35 @@ def _shorten(names: list[str], most: int = 12) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
-def _allocate(plans: dict[str, Blueprint], beds: int, budget: int) -> dict[str, int]:
+def _allocate(plans: Mapping[str, Blueprint], pairs: Mapping[str, Pair], beds: int, budget: int) -> dict[str, int]:
     """Beds of each layer: one each, narrowest layers first, then a second one, until the budget is spent."""
     counts = dict.fromkeys(plans, 0)
     order = sorted(plans, key=lambda n: plans[n].site.out_features)
     left = budget
     for _ in range(beds):
         for name in order:
-            cost = plans[name].numel()
+            cost = plans[name].numel() + _link_cost(name, plans, pairs, counts)
             if cost <= left:
                 counts[name] += 1
                 left -= cost
     return counts
 
 
+def _link_cost(name: str, plans: Mapping[str, Blueprint], pairs: Mapping[str, Pair], counts: Mapping[str, int]) -> int:
+    """Parameters of the links that one more bed of a layer needs, to those of the layers before and behind it."""
+    total = 0
+    for consumer, pair in pairs.items():
+        producer = pair.producers[0]
+        if name in (consumer, producer) and producer in pairs and linkable(plans[producer], plans[consumer]):
+            before, behind = plans[producer], plans[consumer]
+            assert isinstance(before, Span) and isinstance(behind, Span)
+            other = producer if name == consumer else consumer
+            total += counts[other] * math.prod(behind.link_shape(before.columns))
+    return total
+
+
 def morph_(
-    model: nn.Module, config: MorphoConfig | None = None, *, rollout: LiveRollout | None = None
+    model: nn.Module, config: MorphoConfig | None = None, example: Any = None, *, rollout: LiveRollout | None = None
 ) -> EligibilityReport:
     """Swap the eligible layers of a model for hybrid ones, in place; what the model computes stays.
 
@@ -196,6 +221,8 @@ def morph_(
     Args:
         model: Any module, a single layer too.
         config: Which layers, what grows, how much.
+        example: A batch to find pairs of layers with, as for :func:`~lightning_morpho.find_pairs`; None: they
+            are proposed from the code. Both are to be confirmed on a training step.
         rollout: The rollout of the run; None: a new one of ``config.rollout``.
 
     Returns:
@@ -209,11 +236,11 @@ def morph_(
     Example:
         >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
         >>> print(morph_(model))
-        2 of 4 modules grow: 2 seeds; their beds hold 192 parameters (budget 100,000), 0.00 MiB.
+        2 of 4 modules grow: 1 seed; their beds hold 56 parameters (budget 100,000), 0.00 MiB.
           -    Sequential  no seeds grow in this type (exactly nn.Linear, nn.Conv1d/2d/3d)
-          + 0  Linear      1 seed, 1 bed of 104 parameters
+          + 0  Linear      becomes wider with `2`
           - 1  ReLU        no seeds grow in this type (exactly nn.Linear, nn.Conv1d/2d/3d)
-          + 2  Linear      1 seed, 1 bed of 88 parameters
+          + 2  Linear      1 seed, 1 bed of 56 parameters: span, proposed: `0` -> 1 -> `2`
     """
     config = config or MorphoConfig()
     rollout = rollout or LiveRollout(config.rollout, config.model_id)
@@ -222,49 +249,175 @@ def morph_(
     _check_patterns(model, config)
     modules = dict(model.named_modules())
     left = _reasons(model, config, rollout)
-    plans = {name: _plan(name, module, config) for name, module in modules.items() if name not in left}
+    chosen = [name for name in modules if name not in left]
+    pairs, alone = _choose_pairs(model, chosen, config, example)
+    if config.blueprint.kind == "span":
+        left |= {name: f"no pair for `span`: {alone[name]}" for name in chosen if name not in _parties(pairs)}
+    plans = {name: _plan(name, modules[name], config, pairs.get(name), modules) for name in chosen if name not in left}
+    growing = {name: plan for name, plan in plans.items() if name in pairs or name not in _parties(pairs)}
     held = sum(p.numel() for name in plans for p in modules[name].parameters())
     budget = config.budget.limit(held)
-    counts = _allocate(plans, config.layers.beds, budget)
-    _check_budget(plans, counts, budget)
-
-    reports = []
-    for name, module in modules.items():
-        kind = type(module).__name__
-        if name in left:
-            reports.append(ModuleReport(name=name, type=kind, taken=False, reason=left[name]))
-            continue
-        beds, cost = counts[name], plans[name].numel()
-        if beds == 0:
-            reason = f"`budget.parameters` is spent: a bed here needs {cost:,}"
-            reports.append(ModuleReport(name=name, type=kind, taken=False, reason=reason))
-            continue
-        on, why = rollout.decide(name)
-        layer = attach_(HybridKasminaLayer, module, plans[name], beds, config, name or "model")
-        reports.append(
-            ModuleReport(
-                name=name,
-                type=kind,
-                taken=True,
-                reason=f"{_plural(layer.num_seeds, 'seed')}, {_plural(beds, 'bed')} of {cost:,} parameters",
-                seeds=layer.num_seeds,
-                beds=beds,
-                added_parameters=beds * cost,
-                added_bytes=sum(p.nbytes for p in layer.morpho.parameters()),
-                cohort=("on: " if on else "off for now: ") + why,
-            )
-        )
+    counts = dict.fromkeys(plans, 0) | _allocate(growing, pairs, config.layers.beds, budget)
+    _check_budget(growing, counts, budget)
+    funded = {name: pair for name, pair in pairs.items() if counts[name]}
+    for name in plans:
+        if counts[name] or name in _parties(funded):
+            attach_(HybridKasminaLayer, modules[name], plans[name], counts[name], config, name or "model")
+    _connect(modules, funded)
+    reports = [
+        _report(name, module, left.get(name), plans, counts, funded, alone, rollout) for name, module in modules.items()
+    ]
     rollout.apply(hybrid_layers(model))
     return EligibilityReport(tuple(reports), budget)
+
+
+def _choose_pairs(
+    model: nn.Module, chosen: Sequence[str], config: MorphoConfig, example: Any
+) -> tuple[dict[str, Pair], dict[str, str]]:
+    """Pairs whose layers are all chosen, and for the other layers why they have none."""
+    if config.blueprint.kind not in (AUTO, "span"):
+        return {}, {}
+    found = find_pairs(model, example, explicit=config.layers.pairs)
+    pairs = {name: pair for name, pair in found.pairs.items() if {name, *pair.producers} <= set(chosen)}
+    outside = {
+        name: f"its producers {list(pair.producers)} are left out"
+        for name, pair in found.pairs.items()
+        if name not in pairs
+    }
+    return pairs, {**found.refused, **outside}
+
+
+def _parties(pairs: Mapping[str, Pair]) -> set[str]:
+    return set(pairs) | {producer for pair in pairs.values() for producer in pair.producers}
+
+
+def _connect(modules: Mapping[str, nn.Module], pairs: Mapping[str, Pair]) -> None:
+    """Lay taps and links once all layers are swapped."""
+    for name, pair in pairs.items():
+        connect_(modules[name], [modules[p] for p in pair.producers])  # type: ignore[arg-type, misc]
+    for name in pairs:
+        layer = modules[name]
+        assert isinstance(layer, HybridKasminaLayer)
+        allocate_links_(layer.morpho, layer.weight)  # type: ignore[arg-type]
+
+
+def _report(
+    name: str,
+    module: nn.Module,
+    left: str | None,
+    plans: Mapping[str, Blueprint],
+    counts: Mapping[str, int],
+    pairs: Mapping[str, Pair],
+    alone: Mapping[str, str],
+    rollout: LiveRollout,
+) -> ModuleReport:
+    """What was decided about one module."""
+    layer = module if isinstance(module, HybridKasminaLayer) else None
+    kind = (type(module).__bases__[1] if layer is not None else type(module)).__name__
+    if left is not None or layer is None:
+        reason = left or f"`budget.parameters` is spent: a bed here needs {plans[name].numel():,}"
+        return ModuleReport(name=name, type=kind, taken=False, reason=reason)
+    beds = counts[name]
+    on, why = rollout.decide(name)
+    cohort = ("on: " if on else "off for now: ") + why
+    if not beds:
+        consumer = next(c for c, pair in pairs.items() if name in pair.producers)
+        reason = f"becomes wider with `{consumer}`"
+        return ModuleReport(name=name, type=kind, taken=True, reason=reason, cohort=cohort)
+    held = sum(p.numel() for p in layer.morpho.parameters())
+    seeds = plans[name].site.chunks.num_chunks
+    reason = f"{_plural(seeds, 'seed')}, {_plural(beds, 'bed')} of {held // beds:,} parameters"
+    if name in pairs:
+        reason += f": {plans[name].kind}, proposed: {pairs[name]}"
+    elif name in alone:
+        reason += f": {plans[name].kind}, no pair: {alone[name]}"
+    return ModuleReport(
+        name=name,
+        type=kind,
+        taken=True,
+        reason=reason,
+        seeds=seeds,
+        beds=beds,
+        added_parameters=held,
+        added_bytes=sum(p.nbytes for p in layer.morpho.parameters()),
+        cohort=cohort,
+    )
+
+
+def decide_pairs_(model: nn.Module, verdicts: Mapping[str, Pair | str]) -> dict[str, str]:
+    """Tell the spans of a model what was found about their pairs.
+
+    Args:
+        model: The model, with its layers swapped.
+        verdicts: Pair of each layer, or why it has none, as a :class:`~lightning_morpho.PairProbe` found.
+
+    Returns:
+        Why pairs were refused, by consumer; empty if all were confirmed.
+    """
+    refused = {}
+    for name, layer in hybrid_layers(model).items():
+        blueprint = layer.morpho.blueprint
+        if isinstance(blueprint, Span):
+            reason = _compare(blueprint.route.pair, verdicts[name])
+            layer.morpho.decide_pair(reason)
+            if reason is not None:
+                refused[name] = reason
+    return refused
+
+
+def _compare(proposed: Pair, seen: Pair | str) -> str | None:
+    """Why a pair is not as it was proposed, None if it is."""
+    if isinstance(seen, str):
+        return seen
+    return None if seen.key == proposed.key else f"it was proposed as {proposed}, but the model runs {seen}"
+
+
+def confirm_pairs_(model: nn.Module, example: Any, **kwargs: Any) -> dict[str, str]:
+    """Confirm the pairs of a swapped model at once, on an example; for training loops of your own.
+
+    Args:
+        model: The model.
+        example: A batch, as for :func:`~lightning_morpho.find_pairs`.
+        **kwargs: Its other arguments.
+
+    Returns:
+        Why pairs were refused, by consumer; empty if all were confirmed.
+    """
+    found = find_pairs(model, example, **kwargs)
+    return decide_pairs_(model, {**found.refused, **found.pairs})
+
+
+def unconfirmed(model: nn.Module) -> list[str]:
+    """Layers whose pairs are still to be confirmed."""
+    return [n for n, layer in hybrid_layers(model).items() if not layer.morpho.confirmed and not layer.morpho.refused]
+
+
+def review(report: EligibilityReport, model: nn.Module) -> EligibilityReport:
+    """The report with what was found about proposed pairs since."""
+    layers = hybrid_layers(model)
+
+    def word(entry: ModuleReport) -> ModuleReport:
+        seeds = layers[entry.name].morpho if entry.name in layers else None
+        if seeds is None or (not seeds.confirmed and seeds.refused is None):
+            return entry
+        verdict = "confirmed" if seeds.confirmed else f"refused ({seeds.refused})"
+        return replace(entry, reason=entry.reason.replace("proposed:", f"{verdict}:"))
+
+    return EligibilityReport(tuple(map(word, report.modules)), report.budget)
 
 
 def _plural(count: int, noun: str) -> str:
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
-def _plan(name: str, layer: nn.Module, config: MorphoConfig) -> Blueprint:
+def _plan(
+    name: str, layer: nn.Module, config: MorphoConfig, pair: Pair | None, modules: Mapping[str, nn.Module]
+) -> Blueprint:
+    route = None if pair is None else plan_route(pair, layer, [modules[p] for p in pair.producers])
+    if config.blueprint.kind == "span" and route is None:
+        config = replace(config, blueprint=replace(config.blueprint, kind=AUTO))  # it only holds a tap
     try:
-        return plan_blueprint(layer, config)
+        return plan_blueprint(layer, config, route)
     except ValueError as error:
         raise ValueError(f"Layer `{name}`: {error}") from error
 

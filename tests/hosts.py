@@ -139,9 +139,10 @@ def assert_equal(a: Any, b: Any, where: str = "") -> None:
 
 def quick(**options: Any) -> MorphoCallback:
     """A callback that germinates at the first tick and judges two ticks later."""
-    from lightning_morpho import LifecycleConfig, OneRound, TelemetryConfig, WarmupConfig
+    from lightning_morpho import BlueprintConfig, LifecycleConfig, OneRound, TelemetryConfig, WarmupConfig
 
     defaults: dict[str, Any] = {
+        "blueprint": BlueprintConfig(kind="neurons"),
         "tamiyo": OneRound(at=0.0),
         "lifecycle": LifecycleConfig(active_ticks=1, embargo_ticks=1, alpha_step=0.5),
         "warmup": WarmupConfig(steps=5, min_steps=5),

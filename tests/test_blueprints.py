@@ -256,7 +256,7 @@ def test_taken_name_is_refused_and_keeps_its_blueprint():
 
 
 def test_unknown_name_is_refused_with_those_there_are():
-    with pytest.raises(ValueError, match=r"`blueprint.kind` must be one of \['mlp', 'neurons'.*got 'transformer'"):
+    with pytest.raises(ValueError, match=r"`blueprint.kind` must be one of \['block', 'mlp'.*got 'transformer'"):
         blueprint_type("transformer")
 
 

@@ -175,7 +175,7 @@ def test_newborn_gradients_are_live_from_the_first_step(activation: str, tmp_pat
                 self.seen = float(gradient.abs().sum())
 
     probe = FirstGradient()
-    callback = quick(blueprint=BlueprintConfig(activation=activation))
+    callback = quick(blueprint=BlueprintConfig(kind="neurons", activation=activation))
     fit(tmp_path, linear_net(), callback, probe, max_epochs=2)
     assert probe.seen is not None and probe.seen > 0
 
@@ -489,7 +489,7 @@ def test_bad_arguments_are_refused_when_the_callback_is_made(options: Any, error
 def test_an_unknown_blueprint_is_refused_with_the_known_ones() -> None:
     from lightning_morpho import BlueprintConfig
 
-    with pytest.raises(ValueError, match=r"one of \['mlp', 'neurons'.*got 'neuron'"):
+    with pytest.raises(ValueError, match=r"one of \['block', 'mlp', 'neurons'.*got 'neuron'"):
         MorphoCallback(blueprint=BlueprintConfig(kind="neuron"))
 
 

@@ -75,7 +75,7 @@ def grown() -> nn.Sequential:
         model,
         MorphoConfig(
             layers=LayersConfig(num_seeds=2, beds=2),
-            blueprint=BlueprintConfig(hidden=3),
+            blueprint=BlueprintConfig(kind="neurons", hidden=3),
             warmup=WarmupConfig(steps=0),
             lifecycle=LifecycleConfig(active_ticks=0, embargo_ticks=0),
         ),

@@ -14,6 +14,7 @@ ORDER = [
     "rollout_config",
     "config",
     "lifecycle",
+    "random_state",
     "chunks",
     "state",
     "pairs",

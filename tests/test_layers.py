@@ -688,7 +688,7 @@ class AnyOrderOfRequests(RuleBasedStateMachine):
         super().__init__()
         config = MorphoConfig(
             layers=LayersConfig(num_seeds=SEEDS, beds=BEDS),
-            blueprint=BlueprintConfig(hidden=2),
+            blueprint=BlueprintConfig(kind="neurons", hidden=2),
             warmup=WarmupConfig(steps=0),
             lifecycle=LifecycleConfig(active_ticks=0, embargo_ticks=1, alpha_step=STEP),
         )

@@ -34,7 +34,7 @@ def grown(*, warmup=0, beds=1, germinate=True) -> nn.Sequential:
         model,
         MorphoConfig(
             layers=LayersConfig(num_seeds=1, beds=beds),
-            blueprint=BlueprintConfig(hidden=3, activation="tanh"),
+            blueprint=BlueprintConfig(kind="neurons", hidden=3, activation="tanh"),
             warmup=WarmupConfig(steps=warmup, min_steps=warmup),
             lifecycle=LifecycleConfig(active_ticks=0, embargo_ticks=0, alpha_step=1.0),
         ),

@@ -7,6 +7,7 @@ import pytest
 from torch import nn, optim
 
 from lightning_morpho import (
+    BlueprintConfig,
     GrowthEngine,
     LayersConfig,
     LifecycleConfig,
@@ -187,6 +188,7 @@ def turns(verdict: float, **policy) -> list[str]:
         model,
         MorphoConfig(
             layers=LayersConfig(num_seeds=1, beds=3),
+            blueprint=BlueprintConfig(kind="neurons"),
             warmup=WarmupConfig(steps=0),
             lifecycle=LifecycleConfig(active_ticks=0, embargo_ticks=0, alpha_step=1.0),
         ),

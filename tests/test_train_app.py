@@ -24,6 +24,9 @@ PRESETS = sorted(f"{path.parent.name}/{path.stem}" for path in CONFIGS.glob("mor
 # What a preset changes on purpose; everything else equals the defaults in code.
 CHANGES = {
     "blueprint/mlp": {"kind": "mlp"},
+    "blueprint/neurons": {"kind": "neurons"},
+    "blueprint/span": {"kind": "span"},
+    "blueprint/block": {"kind": "block"},
     "rollout/off": {"enabled": False},
     "rollout/canary": {"percentage": 5.0},
     "rollout/half": {"percentage": 50.0},
@@ -135,11 +138,11 @@ def test_morpho_that_is_a_bare_string_is_refused_before_anything_is_built(tmp_pa
 
 
 def test_scripted_germination_is_recorded_and_drawn(tmp_path):
-    events = "morpho.tamiyo.events=[{tick: 1, layer: net.0, chunks: null}]"
+    events = "morpho.tamiyo.events=[{tick: 1, layer: net.2, chunks: null}]"
     metrics = train(_mnist1d(tmp_path, *FAST, "trainer.max_epochs=3", "morpho/tamiyo=scripted", events))
     logged = (tmp_path / "csv" / "morpho_events.jsonl").read_text().splitlines()
     germinated = [event for event in map(json.loads, logged) if event.get("to") == "LOADING"]
-    assert {event["layer"] for event in germinated} == {"net.0"}
+    assert {event["layer"] for event in germinated} == {"net.2"}
     host = sum(parameter.numel() for parameter in ConvClassifier(channels=4).parameters())
     assert metrics["trainable_parameters"] > host
     picture = plot_growth({"grown": tmp_path / "csv"}, tmp_path / "growth.png")

@@ -344,7 +344,9 @@ def test_a_grown_checkpoint_that_does_not_fit_changes_nothing(tmp_path: Path) ->
 
 def test_a_checkpoint_grown_with_another_activation_is_refused(tmp_path: Path) -> None:
     L.seed_everything(0)
-    trainer = train(tmp_path, Host(linear_net()), quick(blueprint=BlueprintConfig(activation="gelu")), max_epochs=2)
+    trainer = train(
+        tmp_path, Host(linear_net()), quick(blueprint=BlueprintConfig(kind="neurons", activation="gelu")), max_epochs=2
+    )
     trainer.save_checkpoint(tmp_path / "gelu.ckpt")
     with pytest.raises(ValueError, match="'activation': 'gelu'.*'activation': 'relu'"):
         make_trainer(tmp_path, quick()).fit(Host(linear_net()), **loaders(), ckpt_path=tmp_path / "gelu.ckpt")

@@ -8,12 +8,20 @@ from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_morpho.blueprints.site import Site
 from lightning_morpho.config import BlueprintConfig
 
-Source = Literal["chunk", "input"]
+Source = Literal["chunk", "input", "output", "producer"]
+
+ACTIVATION_MODULES: Mapping[str, type[nn.Module]] = {
+    "relu": nn.ReLU,
+    "gelu": nn.GELU,
+    "selu": nn.SELU,
+    "silu": nn.SiLU,
+    "tanh": nn.Tanh,
+}
 
 ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
@@ -35,12 +43,15 @@ class Blueprint(ABC):
         config: Its hyper-parameters.
 
     Attributes:
-        source: What it reads: the layer's ``"input"``, or each ``"chunk"`` of the layer's output.
+        kind: Its name in the registry.
+        source: What it reads: the layer's ``"input"``, its ``"output"``, each ``"chunk"`` of that, or the
+            input of the ``"producer"`` layer before it.
 
     Raises:
         ValueError: For an unknown activation.
     """
 
+    kind: ClassVar[str] = ""
     source: ClassVar[Source]
 
     def __init__(self, site: Site, config: BlueprintConfig) -> None:
@@ -68,12 +79,35 @@ class Blueprint(ABC):
                 layer's output as ``(N, M, width)``, M positions, narrow chunks padded with zeros.
 
         Returns:
-            ``source="input"``: the layer's output layout. ``source="chunk"``: ``(N, M, width)``.
+            ``source="chunk"``: ``(N, M, width)``; else the layer's output layout.
         """
+
+    def norms(self) -> list[nn.Module]:
+        """New norms of a bed, one for each norm of the host that its units pass; none by default."""
+        return []
+
+    def plain(self, parameters: Mapping[str, Tensor]) -> nn.Module:
+        """The same function as a module made of ``torch.nn`` parts alone, for export.
+
+        Args:
+            parameters: The bed's parameters.
+
+        Returns:
+            A module that maps what the blueprint reads (for ``source="chunk"`` the layer's whole output)
+            to the contribution, in the layer's output layout.
+
+        Raises:
+            NotImplementedError: If the blueprint does not say how.
+        """
+        raise NotImplementedError(
+            f"Blueprint `{self.kind}` has no plain form: give {type(self).__name__} a method `plain`, "
+            "or cull its seeds before `export`."
+        )
 
     def numel(self) -> int:
         """Parameters of one bed."""
-        return sum(torch.Size(shape).numel() for shape in self.shapes().values())
+        own = sum(torch.Size(shape).numel() for shape in self.shapes().values())
+        return own + sum(p.numel() for norm in self.norms() for p in norm.parameters())
 
 
 _REGISTRY: dict[str, type[Blueprint]] = {}
@@ -93,6 +127,7 @@ def register_blueprint(name: str) -> Callable[[type[Blueprint]], type[Blueprint]
         if not (isinstance(blueprint, type) and issubclass(blueprint, Blueprint)):
             raise TypeError(f"`{name}` must be a subclass of Blueprint, got {blueprint!r}.")
         _REGISTRY[name] = blueprint
+        blueprint.kind = name
         return blueprint
 
     return register

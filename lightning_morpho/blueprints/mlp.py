@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from lightning_morpho.blueprints.base import Blueprint, register_blueprint, uniform_
+from lightning_morpho.blueprints.base import ACTIVATION_MODULES, Blueprint, register_blueprint, uniform_
+from lightning_morpho.blueprints.plain import pointwise_layer
 from lightning_morpho.config import AUTO
 
 
@@ -45,3 +46,15 @@ class ChunkMLP(Blueprint):
         """``(N, M, width)`` to ``(N, M, width)``."""
         h = torch.baddbmm(parameters["b_in"].unsqueeze(1), source, parameters["w_in"].transpose(1, 2))
         return torch.bmm(self.activation(h), parameters["w_out"].transpose(1, 2))
+
+    def plain(self, parameters: Mapping[str, Tensor]) -> nn.Module:
+        """Two pointwise layers whose weights have one block a chunk, and zeros elsewhere."""
+        chunks = self.site.chunks
+        widths = [stop - start for start, stop in (chunks.bounds(c) for c in range(chunks.num_chunks))]
+        w_in = torch.block_diag(*(w[:, :n] for w, n in zip(parameters["w_in"], widths, strict=True)))
+        w_out = torch.block_diag(*(w[:n] for w, n in zip(parameters["w_out"], widths, strict=True)))
+        return nn.Sequential(
+            pointwise_layer(w_in, parameters["b_in"].flatten(), self.site),
+            ACTIVATION_MODULES[self.config.activation](),
+            pointwise_layer(w_out, None, self.site),
+        )

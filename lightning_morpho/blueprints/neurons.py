@@ -6,9 +6,10 @@ import math
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from lightning_morpho.blueprints.base import Blueprint, register_blueprint, uniform_
+from lightning_morpho.blueprints.base import ACTIVATION_MODULES, Blueprint, register_blueprint, uniform_
+from lightning_morpho.blueprints.plain import plain_layer, pointwise_layer
 from lightning_morpho.config import AUTO
 
 
@@ -53,3 +54,11 @@ class Neurons(Blueprint):
         """Layer input to layer output."""
         h = self.activation(self.site.project(source, parameters["w_in"], parameters["b_in"]))
         return self.site.pointwise(h, parameters["w_out"])
+
+    def plain(self, parameters: Mapping[str, Tensor]) -> nn.Module:
+        """A layer of the base layer's geometry, the activation, a pointwise layer."""
+        return nn.Sequential(
+            plain_layer(parameters["w_in"], parameters["b_in"], self.site),
+            ACTIVATION_MODULES[self.config.activation](),
+            pointwise_layer(parameters["w_out"], None, self.site),
+        )

@@ -1,22 +1,33 @@
 """Hybrid chunked layers and the seeds that live in them."""
 
-from lightning_morpho.layers.beds import Bed
+from lightning_morpho.layers.beds import Bed, GrownParameters
 from lightning_morpho.layers.hybrid import (
     ChunkedKasminaLayer,
     HybridKasminaLayer,
     attach_,
     detach_,
     plan_blueprint,
+    plan_route,
+    strip_,
 )
 from lightning_morpho.layers.seeds import SeedBeds, Transition
+from lightning_morpho.layers.span import allocate_links_, connect_
+from lightning_morpho.layers.taps import Tap, clear_taps
 
 __all__ = [
     "Bed",
     "ChunkedKasminaLayer",
+    "GrownParameters",
     "HybridKasminaLayer",
     "SeedBeds",
+    "Tap",
     "Transition",
+    "allocate_links_",
     "attach_",
+    "clear_taps",
+    "connect_",
     "detach_",
     "plan_blueprint",
+    "plan_route",
+    "strip_",
 ]

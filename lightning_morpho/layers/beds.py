@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -40,49 +40,37 @@ def write_(parameter: Tensor, value: Tensor) -> None:
         local_part(parameter).copy_(value)
 
 
-class Bed(nn.Module):
-    """Parameters of one germination event, allocated when the layer is swapped, free until it is used.
+class GrownParameters(nn.Module):
+    """Parameters that are allocated when the layer is swapped and lie ready until a germination takes them.
 
-    A free bed has ``requires_grad=False`` and zero parameters.
-
-    Args:
-        blueprint: Kind of network.
-        like: Tensor whose device and dtype the parameters take: the base layer's weight.
+    While free they are zero and have ``requires_grad=False``.
 
     Attributes:
-        occupied: Which chunks have a seed here, bool ``(N,)``.
-        kept: Which of them are fossils, bool ``(N,)``.
-        generation: Generation of each of these seeds, ``(N,)``.
-        kept_alpha: Blend weight of each fossil, ``(N,)``.
-        event: Number of the layer's germination event that took it, -1 while free.
-        steps: Optimizer steps since the germination.
+        event: Number of the layer's germination event that took them, -1 while free.
+        steps: Optimizer steps since then.
         warmup: Optimizer steps of the newborn warm-up.
         stale: Whether optimizers may still hold state of an earlier use.
         paused: Whether its layer is switched off: then nothing may move it.
     """
 
-    _FIELDS = ("occupied", "kept", "generation", "kept_alpha")
-
-    def __init__(self, blueprint: Blueprint, like: Tensor) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        for name, shape in blueprint.shapes().items():
-            value = torch.zeros(shape, device=like.device, dtype=like.dtype)
-            self.register_parameter(name, nn.Parameter(value, requires_grad=False))
-        chunks = blueprint.site.chunks.num_chunks
-        self.occupied = np.zeros(chunks, dtype=np.bool_)
-        self.kept = np.zeros(chunks, dtype=np.bool_)
-        self.generation = np.zeros(chunks, dtype=np.int32)
-        self.kept_alpha = np.zeros(chunks, dtype=np.float32)
         self.event = -1
         self.steps = 0
         self.warmup = 0
         self.stale = False
         self.paused = False
 
+    def allocate(self, shapes: Mapping[str, tuple[int, ...]], like: Tensor) -> None:
+        """Register zero parameters of these shapes."""
+        for name, shape in shapes.items():
+            value = torch.zeros(shape, device=like.device, dtype=like.dtype)
+            self.register_parameter(name, nn.Parameter(value, requires_grad=False))
+
     @property
     def free(self) -> bool:
-        """Whether no chunk has a seed here."""
-        return not self.occupied.any()
+        """Whether no germination has taken them."""
+        return self.event < 0
 
     @property
     def newborn(self) -> bool:
@@ -98,6 +86,78 @@ class Bed(nn.Module):
         """Parameters by name."""
         return dict(self.named_parameters(recurse=False))
 
+    def count_step(self) -> None:
+        """One optimizer step was made."""
+        self.steps += 1
+
+    def take(self, event: int, warmup: int) -> None:
+        """Start to train: fresh, and without optimizer state."""
+        self._set_trainable(True)
+        self.event, self.steps, self.warmup, self.stale = event, 0, warmup, True
+
+    def give_back(self) -> None:
+        """Become free again."""
+        with torch.no_grad():
+            for parameter in self.parameters():
+                local_part(parameter).zero_()
+        self._set_trainable(False)
+        self.event, self.steps, self.warmup, self.stale = -1, 0, 0, True
+
+    def _set_trainable(self, trainable: bool) -> None:
+        for parameter in self.parameters():
+            parameter.requires_grad_(trainable)
+            parameter.grad = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything but the parameters, as plain values."""
+        return {
+            "event": self.event,
+            "steps": self.steps,
+            "warmup": self.warmup,
+            "stale": self.stale,
+            "trainable": any(p.requires_grad for p in self.parameters()),
+        }
+
+    def load_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what :meth:`to_dict` gave."""
+        self.event, self.steps, self.warmup = state["event"], state["steps"], state["warmup"]
+        self.stale = state["stale"]
+        self._set_trainable(state["trainable"])
+
+
+class Bed(GrownParameters):
+    """Parameters of one germination event, and who lies in it.
+
+    Args:
+        blueprint: Kind of network.
+        like: Tensor whose device and dtype the parameters take: the base layer's weight.
+
+    Attributes:
+        norms: Norms of its own, one for each norm of the host that new hidden units pass.
+        occupied: Which chunks have a seed here, bool ``(N,)``.
+        kept: Which of them are fossils, bool ``(N,)``.
+        generation: Generation of each of these seeds, ``(N,)``.
+        kept_alpha: Blend weight of each fossil, ``(N,)``.
+    """
+
+    _FIELDS = ("occupied", "kept", "generation", "kept_alpha")
+
+    def __init__(self, blueprint: Blueprint, like: Tensor) -> None:
+        super().__init__()
+        self.allocate(blueprint.shapes(), like)
+        self.norms = nn.ModuleList(norm.to(like.device, like.dtype) for norm in blueprint.norms())
+        self.norms.requires_grad_(False)
+        chunks = blueprint.site.chunks.num_chunks
+        self.occupied = np.zeros(chunks, dtype=np.bool_)
+        self.kept = np.zeros(chunks, dtype=np.bool_)
+        self.generation = np.zeros(chunks, dtype=np.int32)
+        self.kept_alpha = np.zeros(chunks, dtype=np.float32)
+
+    @property
+    def free(self) -> bool:
+        """Whether no chunk has a seed here."""
+        return not self.occupied.any()
+
     def open(
         self,
         blueprint: Blueprint,
@@ -111,27 +171,36 @@ class Bed(nn.Module):
         self.occupied[list(chunks)] = True
         values = {name: torch.zeros(shape) for name, shape in blueprint.shapes().items()}
         blueprint.reset_(values, generator)
-        for name, parameter in self.named_parameters():
+        for name, parameter in self.values().items():
             if blueprint.source == "chunk":  # rows without a seed stay zero: weight decay has nothing to move
                 values[name][torch.from_numpy(~self.occupied)] = 0
             write_(parameter, values[name])
-        self._set_trainable(True)
+        for norm in self._batch_norms():
+            norm.reset_parameters()
         self.generation[list(chunks)] = generations
-        self.event, self.steps, self.warmup, self.stale = event, 0, warmup, True
+        self.take(event, warmup)
+
+    def count_step(self) -> None:
+        """One optimizer step was made; after the first, norms forget their initial statistics."""
+        if self.steps == 0:
+            for norm in self._batch_norms():
+                _forget_initial_statistics_(norm)
+        super().count_step()
+
+    def _batch_norms(self) -> Iterator[nn.modules.batchnorm._BatchNorm]:
+        for norm in self.norms:
+            assert isinstance(norm, nn.modules.batchnorm._BatchNorm)
+            yield norm
 
     def release(self, chunk: int, train_fossils: bool) -> None:
         """Remove one seed; the last one to leave frees the bed."""
         self.occupied[chunk] = False
         self.kept[chunk] = False
         self.kept_alpha[chunk] = 0
-        if not self.free:
+        if self.free:
+            self.give_back()
+        else:
             self._settle(train_fossils)
-            return
-        with torch.no_grad():
-            for parameter in self.parameters():
-                local_part(parameter).zero_()
-        self._set_trainable(False)
-        self.event, self.steps, self.warmup, self.stale = -1, 0, 0, True
 
     def keep(self, chunk: int, alpha: float, train_fossils: bool) -> None:
         """Make one seed a fossil; a bed of fossils alone stops training unless ``train_fossils``."""
@@ -150,27 +219,29 @@ class Bed(nn.Module):
             for parameter in self.parameters():
                 parameter.grad = None
 
-    def _set_trainable(self, trainable: bool) -> None:
-        for parameter in self.parameters():
-            parameter.requires_grad_(trainable)
-            parameter.grad = None
-
     def to_dict(self) -> dict[str, Any]:
         """Everything but the parameters, as plain values."""
         state: dict[str, Any] = {name: getattr(self, name).tolist() for name in self._FIELDS}
-        trainable = any(p.requires_grad for p in self.parameters())
-        return state | {
-            "event": self.event,
-            "steps": self.steps,
-            "warmup": self.warmup,
-            "stale": self.stale,
-            "trainable": trainable,
-        }
+        return state | super().to_dict()
 
     def load_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what :meth:`to_dict` gave."""
         for name in self._FIELDS:
             getattr(self, name)[:] = state[name]
-        self.event, self.steps, self.warmup = state["event"], state["steps"], state["warmup"]
-        self.stale = state["stale"]
-        self._set_trainable(state["trainable"])
+        super().load_dict(state)
+
+
+@torch.no_grad()
+def _forget_initial_statistics_(norm: nn.modules.batchnorm._BatchNorm) -> None:
+    """Make running statistics the weighted mean of the batches seen, as if they had no initial value.
+
+    They start at mean 0 and variance 1, which after n updates with momentum m still weigh (1 - m)^n:
+    held-out measurements of a newborn would be wrong by that.
+    """
+    if norm.running_mean is None or norm.running_var is None or norm.momentum is None:
+        return
+    assert norm.num_batches_tracked is not None
+    rest = (1 - norm.momentum) ** int(norm.num_batches_tracked)
+    if rest < 1:
+        norm.running_mean /= 1 - rest
+        norm.running_var.sub_(rest).div_(1 - rest).clamp_(min=0)

@@ -47,6 +47,8 @@ class GraftPlan:
         site = self.blueprint.site
         if self.blueprint.source == "input":
             return self.blueprint.grow(bed.values(), x)
+        if self.blueprint.source == "output":
+            return self.blueprint.grow(bed.values(), y)
         columns = site.to_columns(y)
         rows = self.blueprint.grow(bed.values(), gather_chunks(columns, site.chunks))
         return site.from_columns(scatter_chunks(rows, site.chunks, columns.shape))

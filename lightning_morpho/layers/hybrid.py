@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
 from torch import Tensor, nn
 
-from lightning_morpho.blueprints import Blueprint, Site, blueprint_type, is_eligible_type
+from lightning_morpho.blueprints import Blueprint, Route, Site, Span, blueprint_type, is_eligible_type
 from lightning_morpho.chunks import ChunkManager
-from lightning_morpho.config import MorphoConfig
+from lightning_morpho.config import AUTO, MorphoConfig
 from lightning_morpho.layers.seeds import SeedBeds
 from lightning_morpho.lifecycle import LifecycleError
+from lightning_morpho.pairs import Pair
+from lightning_morpho.pairs.structure import out_channels, positions_of
 from lightning_morpho.state import LogicalSeed
 
 
@@ -144,12 +146,15 @@ class HybridKasminaLayer(ChunkedKasminaLayer):
             self.morpho.features = dict(features)
             self.morpho.refresh()
 
-    def _choose_path(self) -> None:
-        self.__dict__["_morpho_idle"] = self.morpho.off or self.morpho.idle
 
-
-def plan_blueprint(layer: nn.Module, config: MorphoConfig) -> Blueprint:
+def plan_blueprint(layer: nn.Module, config: MorphoConfig, route: Route | None = None) -> Blueprint:
     """Check that seeds can grow in a layer, and describe what they would be.
+
+    Args:
+        layer: The layer.
+        config: Kind of network and number of seeds; kind ``"auto"`` is ``"span"`` with a route, else
+            ``"neurons"``.
+        route: The way from its producers, if it has any.
 
     Raises:
         TypeError: If the layer's type is not an eligible one.
@@ -161,7 +166,17 @@ def plan_blueprint(layer: nn.Module, config: MorphoConfig) -> Blueprint:
         )
     features = layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
     site = Site.of(layer, ChunkManager(int(features), config.layers.num_seeds))  # type: ignore[arg-type]
-    return blueprint_type(config.blueprint.kind)(site, config.blueprint)
+    kind = config.blueprint.kind
+    if route is not None and kind in (AUTO, "span"):
+        return Span(site, config.blueprint, route)
+    return blueprint_type("neurons" if kind == AUTO else kind)(site, config.blueprint)
+
+
+def plan_route(pair: Pair, consumer: nn.Module, producers: Sequence[nn.Module]) -> Route:
+    """The way of new hidden units through a pair of layers."""
+    sites = tuple(Site.of(p, ChunkManager(out_channels(p), 1)) for p in producers)
+    biased = tuple(getattr(p, "bias", None) is not None for p in producers)
+    return Route(pair, sites, biased, positions_of(pair, producers[0], consumer))
 
 
 def attach_(
@@ -193,6 +208,11 @@ def detach_(layer: ChunkedKasminaLayer) -> nn.Module:
             f"Layer `{layer.morpho.name}` holds live seeds; removing them would change what it computes. "
             "Cull them first."
         )
+    return strip_(layer)
+
+
+def strip_(layer: ChunkedKasminaLayer) -> nn.Module:
+    """Give a layer its own class back, in place, whatever lives in it."""
     del layer.morpho
     for key in [k for k in layer.__dict__ if k.startswith("_morpho")]:
         del layer.__dict__[key]

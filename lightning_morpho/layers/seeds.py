@@ -12,8 +12,11 @@ from torch import Tensor, nn
 
 from lightning_morpho.blueprints import Blueprint
 from lightning_morpho.config import MorphoConfig
-from lightning_morpho.layers.beds import Bed, derived_generator
+from lightning_morpho.layers.beds import Bed, GrownParameters, derived_generator
 from lightning_morpho.layers.graft import GraftPlan
+from lightning_morpho.layers.links import LinkTable
+from lightning_morpho.layers.span import SpanPlan, close_links_, open_links_, span_plan
+from lightning_morpho.layers.taps import Hidden, Tap
 from lightning_morpho.lifecycle import PHASE1, LifecycleError, Stage
 from lightning_morpho.state import NO_BED, LogicalSeed, StateTensor
 
@@ -65,6 +68,11 @@ class SeedBeds(nn.Module):
 
     Attributes:
         kind: Name of the blueprint in the registry.
+        inlets: Taps of the producers whose inputs spans read here.
+        outlet: Tap that hands this layer's input to the consumer behind it.
+        links: What the beds' units read of the new units of the layer before.
+        confirmed: Whether seeds may germinate: False while a span's pair was only proposed.
+        refused: Why they never will, None if nothing speaks against it.
         steps: Optimizer steps done so far, counted by :class:`~lightning_morpho.optim.OptimizerLink`.
         state: :class:`~lightning_morpho.StateTensor` of the current seed of each chunk.
         health: Statistics by name, one value a chunk, as last sampled; empty before.
@@ -80,15 +88,20 @@ class SeedBeds(nn.Module):
         self.name = name
         self.blueprint = blueprint
         self.config = config
-        self.kind = config.blueprint.kind
+        self.kind = blueprint.kind
         self.steps = 0
         self.beds = nn.ModuleList(Bed(blueprint, like) for _ in range(beds))
         self.state = StateTensor(blueprint.site.chunks.num_chunks)
         self.health: dict[str, Tensor] = {}
         self.events = 0
-        self.plan: GraftPlan | None = None
+        self.plan: GraftPlan | SpanPlan | None = None
         self.off = False
         self.features: dict[str, bool] = {}
+        self.links = LinkTable()
+        self.inlets: tuple[Tap, ...] = ()
+        self.outlet: Tap | None = None
+        self.confirmed = blueprint.source != "producer"
+        self.refused: str | None = None
         self._muted: frozenset[int] = frozenset()
         self._sentences: dict[int, _Sentence] = {}
         self._forget_links()
@@ -115,12 +128,13 @@ class SeedBeds(nn.Module):
         self.off = not on
         for index in range(len(self.beds)):
             self._bed(index).pause(self.off)
-        self._changed()
+        self.refresh()
 
     @property
     def idle(self) -> bool:
         """Whether a forward pass has nothing to do but the base layer."""
-        return self.plan is None and self.observer is None
+        tapped = self.outlet is not None and self.outlet.open
+        return not tapped and (self.off or (self.plan is None and self.observer is None))
 
     def _changed(self) -> None:
         if self.on_change is not None:
@@ -137,10 +151,17 @@ class SeedBeds(nn.Module):
         Returns:
             Same shape as ``y``.
         """
-        out = y if self.plan is None else self.plan(x, y)
-        if self.observer is not None:
+        out, hidden = (y, {}) if self.off else self._act(x, y)
+        if self.outlet is not None and self.outlet.open:
+            self.outlet.put(x, hidden)
+        if self.observer is not None and not self.off:
             self.observer(self.blueprint.site.to_columns(out.detach()))
         return out
+
+    def _act(self, x: Tensor, y: Tensor) -> tuple[Tensor, Hidden]:
+        if self.plan is None:
+            return y, {}
+        return self.plan(y) if isinstance(self.plan, SpanPlan) else (self.plan(x, y), {})
 
     def row_alpha(self, index: int) -> np.ndarray:
         """Blend weight of each chunk of a bed, float32 ``(N,)``; 0 where it holds no seed."""
@@ -155,8 +176,16 @@ class SeedBeds(nn.Module):
         for index, rows in zip(live, alphas, strict=True):
             muted = [c for c in self._muted if self.state.bed[c] == index]
             rows[muted] = 0
-        self.plan = GraftPlan(self.blueprint, [self._bed(i) for i in live], alphas) if live else None
+        self.plan = self._plan(live, alphas) if live else None
+        for tap in self.inlets:
+            tap.open = not self.off and self.plan is not None
+            tap.producer._changed()  # type: ignore[operator]
         self._changed()
+
+    def _plan(self, live: list[int], alphas: list[np.ndarray]) -> GraftPlan | SpanPlan:
+        if self.blueprint.source == "producer":
+            return span_plan(self, live, alphas)
+        return GraftPlan(self.blueprint, [self._bed(i) for i in live], alphas)
 
     def mute(self, chunks: Iterable[int]) -> None:
         """Take the current seeds of these chunks out of the output without touching their state.
@@ -168,6 +197,19 @@ class SeedBeds(nn.Module):
 
     def _bed(self, index: int) -> Bed:
         return self.beds[index]  # type: ignore[return-value]
+
+    def bed_at(self, index: int) -> Bed:
+        """A bed by its index."""
+        return self._bed(index)
+
+    def grown(self) -> list[GrownParameters]:
+        """All that optimizers must know of: beds and links."""
+        return [*(self._bed(i) for i in range(len(self.beds))), *self.links.all_links()]
+
+    def decide_pair(self, refused: str | None) -> None:
+        """Say whether the layer's pair was confirmed, or why it was refused; live spans are not asked again."""
+        if self.dormant:
+            self.confirmed, self.refused = refused is None, refused
 
     # ------------------------------------------------------------------ requests
     def check_germination(self, chunks: Iterable[int] | None = None) -> list[int]:
@@ -186,12 +228,28 @@ class SeedBeds(nn.Module):
             raise LifecycleError(
                 f"Layer `{self.name}`: only DORMANT seeds can germinate, got {busy or 'no dormant seed'}."
             )
+        self._check_pair()
+        if not len(self.beds) and self.outlet is not None:
+            raise LifecycleError(
+                f"Layer `{self.name}` has no beds of its own: "
+                f"it becomes wider when `{self.outlet.consumer.name}` grows."
+            )
         if self.free_bed() is None:
             raise LifecycleError(
                 f"Layer `{self.name}`: all {len(self.beds)} beds are taken. Raise `layers.beds` "
                 "(and `budget.parameters`), or cull a seed first."
             )
         return wanted
+
+    def _check_pair(self) -> None:
+        if self.refused is not None:
+            raise LifecycleError(f"Layer `{self.name}` can't grow `{self.kind}`: {self.refused}.")
+        if not self.confirmed:
+            raise LifecycleError(
+                f"Layer `{self.name}` can't grow `{self.kind}` yet: its pair was proposed from the code and must be "
+                "confirmed. MorphoCallback does that on the first training batch; in a loop of your own call "
+                "`confirm_pairs_(model, example)` or train one step under `PairProbe`."
+            )
 
     def germinate(self, chunks: Iterable[int] | None = None, *, reason: str = "requested") -> list[int]:
         """Grow the blueprint in these chunks, in the next free bed. The output does not change.
@@ -214,6 +272,7 @@ class SeedBeds(nn.Module):
         generator = derived_generator(self.config.seed, self.name, tuple(wanted), self.events)
         warmup = self.config.warmup.length(self.steps)
         self._bed(index).open(self.blueprint, wanted, generations, self.events, warmup, generator)
+        open_links_(self, index, warmup, generator)
         self.events += 1
         self.state.update(wanted, bed=index, alpha=1.0)
         for chunk in wanted:
@@ -297,7 +356,10 @@ class SeedBeds(nn.Module):
         if alpha > 0:
             return
         sentence = self._sentences.pop(chunk)
-        self._bed(int(self.state.bed[chunk])).release(chunk, self.config.lifecycle.train_fossils)
+        index = int(self.state.bed[chunk])
+        self._bed(index).release(chunk, self.config.lifecycle.train_fossils)
+        if self._bed(index).free:
+            close_links_(self, index)
         self.state.update(chunk, bed=NO_BED, fading=False)
         self._move(chunk, Stage.CULLED, sentence.reason, sentence.figures)
 
@@ -333,23 +395,25 @@ class SeedBeds(nn.Module):
         return LogicalSeed(self.state, chunk, self.kind, health)
 
     def free_bed(self) -> int | None:
-        """Index of the next free bed, None if all are taken."""
+        """Index of the next free bed, None if all are taken or the layer's pair is not confirmed."""
+        if not self.confirmed:
+            return None
         return next((i for i in range(len(self.beds)) if self._bed(i).free), None)
 
     @property
     def free_beds(self) -> int:
         """Germinations that the layer can still take."""
-        return sum(self._bed(i).free for i in range(len(self.beds)))
+        return sum(self._bed(i).free for i in range(len(self.beds))) if self.confirmed else 0
 
     @property
     def live_parameters(self) -> int:
-        """Parameters of the beds in use."""
-        return sum(self._bed(i).numel for i in range(len(self.beds)) if not self._bed(i).free)
+        """Parameters of the beds and links in use."""
+        return sum(parameters.numel for parameters in self.grown() if not parameters.free)
 
     @property
     def dormant(self) -> bool:
         """Whether all beds are free."""
-        return self.free_beds == len(self.beds)
+        return all(self._bed(i).free for i in range(len(self.beds)))
 
     # ------------------------------------------------------------------ persistence
     def get_extra_state(self) -> dict[str, Any]:
@@ -363,6 +427,10 @@ class SeedBeds(nn.Module):
             "off": self.off,
             "state": self.state.to_dict(),
             "beds": [self._bed(i).to_dict() for i in range(len(self.beds))],
+            "links": {key: link.to_dict() for key, link in zip(self.links, self.links.all_links(), strict=True)},
+            "producers": [tap.producer.name for tap in self.inlets],
+            "confirmed": self.confirmed,
+            "refused": self.refused,
             "sentences": {chunk: asdict(s) for chunk, s in self._sentences.items()},
         }
 
@@ -372,9 +440,14 @@ class SeedBeds(nn.Module):
         self.state.load_dict(extra["state"])
         for index, bed in enumerate(extra["beds"]):
             self._bed(index).load_dict(bed)
+        for link, saved in zip(self.links.all_links(), extra["links"].values(), strict=True):
+            link.load_dict(saved)
+        self.confirmed, self.refused = extra["confirmed"], extra["refused"]
         self._sentences = {int(chunk): _Sentence(**s) for chunk, s in extra["sentences"].items()}
         self.switch(not extra.get("off", False))
         self.refresh()
+        if self.outlet is not None:
+            self.outlet.consumer.refresh()  # type: ignore[operator]
 
     def check_extra_state(self, extra: Mapping[str, Any]) -> None:
         """Refuse the state of a layer that was configured otherwise.
@@ -386,6 +459,7 @@ class SeedBeds(nn.Module):
             "num_seeds": self.blueprint.site.chunks.num_chunks,
             "blueprint": asdict(self.config.blueprint),
             "beds": len(self.beds),
+            "producers": [tap.producer.name for tap in self.inlets],
         }
         saved = {key: len(extra[key]) if key == "beds" else extra[key] for key in own}
         if saved != own:

@@ -116,11 +116,13 @@ class Germinate:
         layer: Its name.
         chunks: Which chunks, None for all dormant ones.
         reason: Why, for the event log.
+        force: Whether to grow even if the learning rate has decayed.
     """
 
     layer: str
     chunks: tuple[int, ...] | None = None
     reason: str
+    force: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -155,8 +155,8 @@ class Scripted(Tamiyo):
     """Germinations at given ticks, in given layers.
 
     Args:
-        events: One mapping a germination: ``tick`` (from 1), ``layer``, and ``chunks`` (a list, or
-            none for all dormant ones).
+        events: One mapping a germination: ``tick`` (from 1), ``layer``, ``chunks`` (a list, or none for all
+            dormant ones), and ``force`` (true: even if the learning rate has decayed).
     """
 
     events: Sequence[Mapping[str, Any]] = ()
@@ -164,10 +164,11 @@ class Scripted(Tamiyo):
     def __post_init__(self) -> None:
         object.__setattr__(self, "events", tuple(self.events))
         for event in self.events:
-            unknown = set(event) - {"tick", "layer", "chunks"}
+            unknown = set(event) - {"tick", "layer", "chunks", "force"}
             if unknown or not {"tick", "layer"} <= set(event):
                 raise ValueError(
-                    f"`tamiyo.events`: an entry has `tick`, `layer` and, if wanted, `chunks`, got {dict(event)}."
+                    "`tamiyo.events`: an entry has `tick`, `layer` and, if wanted, `chunks` and `force`, "
+                    f"got {dict(event)}."
                 )
 
     def grow(self, observation: Observation) -> Sequence[Germinate]:
@@ -186,6 +187,7 @@ class Scripted(Tamiyo):
                 layer=event["layer"],
                 chunks=None if event.get("chunks") is None else tuple(event["chunks"]),
                 reason=f"scripted for tick {event['tick']}",
+                force=bool(event.get("force", False)),
             )
             for event in wanted
         ]

@@ -51,6 +51,28 @@ class Event:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Refusal:
+    """A germination that was asked for and not made.
+
+    Attributes:
+        tick: Decision tick.
+        step: Optimizer steps done.
+        layer: Name of the layer.
+        reason: Why.
+    """
+
+    tick: int
+    step: int
+    layer: str
+    reason: str
+
+    def to_dict(self, **context: Any) -> dict[str, Any]:
+        """Plain values, as they stand in the event log."""
+        plain = {"tick": self.tick, "step": self.step, **context, "layer": self.layer, "reason": self.reason}
+        return {"event": "refused", **plain}
+
+
+@dataclass(frozen=True, kw_only=True)
 class SeedRecord:
     """The life of one seed that has left dormancy.
 

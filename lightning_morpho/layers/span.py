@@ -1,0 +1,150 @@
+"""How live spans act: hidden units from the taps, into the output and on to the next layer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lightning_morpho.blueprints import Span
+from lightning_morpho.grafting import blend_add
+from lightning_morpho.layers.beds import Bed
+from lightning_morpho.layers.links import Link, linkable, open_older_, open_younger_
+from lightning_morpho.layers.taps import Hidden, Tap
+
+if TYPE_CHECKING:
+    from lightning_morpho.layers.hybrid import ChunkedKasminaLayer
+    from lightning_morpho.layers.seeds import SeedBeds
+
+
+class SpanPlan:
+    """What the live spans of a layer add to its output. Rebuilt whenever a seed's state changes.
+
+    Args:
+        blueprint: The span and its route.
+        beds: The live beds by index.
+        alphas: Blend weight of each chunk of each of them, float32 ``(N,)``.
+        links: Live links of each of them, with the bed before that each comes from.
+        inlets: Taps of the producers.
+    """
+
+    def __init__(
+        self,
+        blueprint: Span,
+        beds: dict[int, Bed],
+        alphas: Sequence[np.ndarray],
+        links: Sequence[list[tuple[int, Link]]],
+        inlets: Sequence[Tap],
+    ) -> None:
+        self.blueprint = blueprint
+        self.beds = beds
+        self.links = list(links)
+        self.inlets = tuple(inlets)
+        site = blueprint.site
+        self._alpha = [site.per_feature(site.chunks.expand(torch.from_numpy(rows))) for rows in alphas]
+        # A link hangs on a whole bed: it fades out with the last of the bed's chunks.
+        self._strength = [torch.tensor(rows.max()) for rows in alphas]
+
+    def __call__(self, y: Tensor) -> tuple[Tensor, Hidden]:
+        """Add what the spans give to the base layer's output.
+
+        Returns:
+            The output, and the new hidden units for the layer behind.
+        """
+        taken = [tap.take() for tap in self.inlets]
+        sources, before = [x for x, _ in taken], taken[0][1]
+        hidden: dict[int, tuple[Tensor, Tensor]] = {}
+        out = y
+        for position, (index, bed) in enumerate(self.beds.items()):
+            parameters = bed.values()
+            alpha, strength = self._on(position, y.device)
+            links = [
+                (before[i][0], link.weight * before[i][1].to(link.weight.dtype)) for i, link in self.links[position]
+            ]
+            units = self.blueprint.hidden_units(parameters, list(bed.norms), sources, links, training=bed.training)
+            out = blend_add(out, self.blueprint.grow(parameters, units), alpha)
+            hidden[index] = units, strength
+        return out, hidden
+
+    def _on(self, position: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        if self._alpha[position].device != device:
+            self._alpha[position] = self._alpha[position].to(device)
+            self._strength[position] = self._strength[position].to(device)
+        return self._alpha[position], self._strength[position]
+
+
+def connect_(consumer: ChunkedKasminaLayer, producers: Sequence[ChunkedKasminaLayer]) -> None:
+    """Lay the taps from producers to their consumer."""
+    consumer.morpho.inlets = tuple(Tap(producer.morpho, consumer.morpho) for producer in producers)
+    for tap, producer in zip(consumer.morpho.inlets, producers, strict=True):
+        producer.morpho.outlet = tap
+
+
+def allocate_links_(seeds: SeedBeds, like: Tensor) -> None:
+    """Make the links from a layer's producer, where it is itself the consumer of a pair."""
+    before = _before(seeds)
+    if before is not None:
+        seeds.links.allocate(before.blueprint, len(before.beds), seeds.blueprint, len(seeds.beds), like)
+
+
+def _before(seeds: SeedBeds) -> SeedBeds | None:
+    """Seeds of the layer whose new units can feed these."""
+    producer = seeds.inlets[0].producer if seeds.inlets else None
+    return producer if producer is not None and linkable(producer.blueprint, seeds.blueprint) else None  # type: ignore
+
+
+def _behind(seeds: SeedBeds) -> SeedBeds | None:
+    """Seeds of the layer that the new units of these can feed."""
+    consumer = seeds.outlet.consumer if seeds.outlet is not None else None
+    return consumer if consumer is not None and linkable(seeds.blueprint, consumer.blueprint) else None  # type: ignore
+
+
+def _live(seeds: SeedBeds) -> list[int]:
+    return [index for index, bed in enumerate(seeds.beds) if isinstance(bed, Bed) and not bed.free]
+
+
+def open_links_(seeds: SeedBeds, index: int, warmup: int, generator: torch.Generator) -> None:
+    """Link a bed that germinates now with the live ones of the layers before and behind it."""
+    blueprint = seeds.blueprint
+    if not isinstance(blueprint, Span):
+        return
+    before, behind = _before(seeds), _behind(seeds)
+    bed = seeds.beds[index]
+    assert isinstance(bed, Bed)
+    links = [seeds.links.between(index, i) for i in _live(before)] if before is not None else []
+    if links:
+        own = bed.values()["w_in0"][0].numel()
+        fan_in = own + sum(link.weight[0].numel() for link in links)
+        with torch.no_grad():
+            for name, value in bed.values().items():
+                if name != "w_out":
+                    value.mul_((own / fan_in) ** 0.5)
+        for link in links:
+            open_younger_(link, bed, fan_in, bed.event, warmup, generator)
+    if behind is not None:
+        for j in _live(behind):
+            open_older_(behind.links.between(j, index), bed.event, warmup)
+        behind.refresh()
+
+
+def close_links_(seeds: SeedBeds, index: int) -> None:
+    """Drop the links of a bed that was freed."""
+    for _, link in seeds.links.live(index):
+        link.give_back()
+    behind = _behind(seeds)
+    if behind is not None:
+        for j in _live(behind):
+            link = behind.links.between(j, index)
+            if not link.free:
+                link.give_back()
+        behind.refresh()
+
+
+def span_plan(seeds: SeedBeds, live: list[int], alphas: Sequence[np.ndarray]) -> SpanPlan:
+    """The plan of a layer's live spans."""
+    assert isinstance(seeds.blueprint, Span)
+    beds = {index: seeds.bed_at(index) for index in live}
+    return SpanPlan(seeds.blueprint, beds, alphas, [seeds.links.live(i) for i in live], seeds.inlets)

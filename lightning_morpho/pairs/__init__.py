@@ -1,0 +1,8 @@
+"""Which layers form pairs between which hidden units can grow."""
+
+from lightning_morpho.pairs.find import PairReport, explicit_pair, find_pairs
+from lightning_morpho.pairs.flow import Pair
+from lightning_morpho.pairs.operations import Step, register_channelwise
+from lightning_morpho.pairs.probe import PairProbe
+
+__all__ = ["Pair", "PairProbe", "PairReport", "Step", "explicit_pair", "find_pairs", "register_channelwise"]
