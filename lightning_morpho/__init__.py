@@ -8,9 +8,12 @@ from lightning_morpho.config import (
     BlueprintConfig,
     BudgetConfig,
     CreditConfig,
+    FlagConfig,
+    GuardConfig,
     LayersConfig,
     LifecycleConfig,
     MorphoConfig,
+    RampConfig,
     RolloutConfig,
     TelemetryConfig,
     WarmupConfig,
@@ -19,6 +22,7 @@ from lightning_morpho.engine import GrowthEngine
 from lightning_morpho.layers import ChunkedKasminaLayer, HybridKasminaLayer
 from lightning_morpho.lifecycle import LifecycleError, Stage
 from lightning_morpho.optim import OptimizerLink
+from lightning_morpho.rollout import LiveRollout, compare_implementations, register_flag
 from lightning_morpho.state import LogicalSeed, StateTensor
 from lightning_morpho.surgery import EligibilityReport, hybrid_layers, morph_, unmorph_
 from lightning_morpho.tamiyo import Never, Observation, OneRound, Periodic, Scripted, Tamiyo
@@ -35,12 +39,15 @@ __all__ = [
     "ChunkedKasminaLayer",
     "CreditConfig",
     "EligibilityReport",
+    "FlagConfig",
     "GrowthEngine",
+    "GuardConfig",
     "HybridKasminaLayer",
     "LayersConfig",
     "LifecycleConfig",
     "LifecycleError",
     "LogicalSeed",
+    "LiveRollout",
     "MorphoCallback",
     "MorphoConfig",
     "Never",
@@ -48,6 +55,7 @@ __all__ = [
     "OneRound",
     "OptimizerLink",
     "Periodic",
+    "RampConfig",
     "RolloutConfig",
     "Scripted",
     "Site",
@@ -57,9 +65,11 @@ __all__ = [
     "TelemetryConfig",
     "WarmupConfig",
     "blueprint_type",
+    "compare_implementations",
     "hybrid_layers",
     "load_grown_",
     "morph_",
     "register_blueprint",
+    "register_flag",
     "unmorph_",
 ]

@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 from typing_extensions import override
 
 from lightning_morpho.blueprints import blueprint_type
+from lightning_morpho.checks import named_arguments
 from lightning_morpho.config import (
     BlueprintConfig,
     BudgetConfig,
@@ -32,6 +33,7 @@ from lightning_morpho.config import (
 from lightning_morpho.engine import GrowthEngine
 from lightning_morpho.integrations import (
     LossFunction,
+    TrainerRollout,
     align_averages,
     allow_recompilations,
     is_compiled,
@@ -42,12 +44,14 @@ from lightning_morpho.integrations import (
 )
 from lightning_morpho.lifecycle import Stage
 from lightning_morpho.optim import OptimizerLink, adopt_plain_state
+from lightning_morpho.rollout import RolloutChange
 from lightning_morpho.surgery import EligibilityReport, hybrid_layers, morph_
 from lightning_morpho.tamiyo import Measurement, OneRound, Tamiyo
 from lightning_morpho.tamiyo.observation import SeedKey
 from lightning_morpho.telemetry import EVENTS_FILE, ChunkStatistics, Event, append_event, seed_table
 
 
+@named_arguments
 class MorphoCallback(Callback):
     """Let a model grow while it trains.
 
@@ -81,6 +85,8 @@ class MorphoCallback(Callback):
         >>> callback.config.budget.parameters
         'auto'
     """
+
+    _rollout: TrainerRollout  # from `setup` on
 
     def __init__(
         self,
@@ -146,6 +152,7 @@ class MorphoCallback(Callback):
         """Arrange that the layers are swapped right after ``configure_model``, before optimizers exist."""
         self._check_trainer(trainer)
         self._attached = True
+        self._rollout = TrainerRollout(self.config.rollout, self.config.model_id, self.credit.monitor, trainer)
         original = pl_module.configure_model
 
         def configure_model() -> None:
@@ -176,7 +183,7 @@ class MorphoCallback(Callback):
 
     def _swap(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if not hybrid_layers(pl_module):
-            self.report = morph_(pl_module, self.config)
+            self.report = morph_(pl_module, self.config, rollout=self._rollout)
             self._state = None
             rebuild_averages(trainer, pl_module, stage)
         # DDP's reducer fails on parameters that a step does not use; ours are averaged separately.
@@ -210,7 +217,8 @@ class MorphoCallback(Callback):
             self.engine.load_state_dict(self._state["engine"])
         compiled = is_compiled(pl_module)
         if compiled:
-            allow_recompilations(sum(len(layer.morpho.beds) for layer in layers.values()))
+            beds = sum(len(layer.morpho.beds) for layer in layers.values())
+            allow_recompilations(beds + self._rollout.topologies)
         if compiled and self.telemetry.every_n_steps:
             rank_zero_info("MorphoCallback: the model runs compiled, so activations are not sampled.")
         elif self.telemetry.every_n_steps:
@@ -221,6 +229,8 @@ class MorphoCallback(Callback):
         if self.telemetry.events and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             self._events_path = Path(log_dir) / EVENTS_FILE
         self._write_event(trainer, {"event": "fit_start", "tick": self.engine.ticks, "step": trainer.global_step})
+        saved = None if self._state is None else self._state.get("rollout")
+        self._tell_rollout(trainer, self._rollout.begin(trainer, layers, saved))
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -239,6 +249,8 @@ class MorphoCallback(Callback):
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Open the layers' statistics for one batch in every ``telemetry.every_n_steps``."""
+        if self._rollout.ramp is not None:
+            self._rollout.timer.start()
         if isinstance(trainer.strategy, ModelParallelStrategy):
             reshard_(pl_module)
         if self._statistics and self._batches % self.telemetry.every_n_steps == 0:
@@ -259,12 +271,17 @@ class MorphoCallback(Callback):
             return
         if self._statistics and self._batches % self.telemetry.every_n_steps == 0:
             self._observe(False)
+        self._rollout.timer.stop()
         self._batches += 1
         step = trainer.global_step
         if self.every_n_steps and step > self.engine.step and step % self.every_n_steps == 0:
             self._tick(trainer, pl_module)
         elif self._events:
             self._tell(trainer)
+            align_averages(trainer, pl_module)
+        change = self._rollout.look_again(trainer, self.engine.layers)
+        if change is not None:
+            self._tell_rollout(trainer, change)
             align_averages(trainer, pl_module)
 
     @override
@@ -335,6 +352,8 @@ class MorphoCallback(Callback):
         assert self.engine is not None
         reshard_(pl_module)
         self._collect_statistics()
+        over = trainer.current_epoch + (0 if self.every_n_steps else 1)
+        self._tell_rollout(trainer, self._rollout.judge(trainer, self.engine.layers, self._val_loss, over))
         steps = trainer.estimated_stepping_batches
         can_measure = bool(self._has_loss) and trainer.val_dataloaders is not None
         self.engine.tick(
@@ -347,6 +366,15 @@ class MorphoCallback(Callback):
         align_averages(trainer, pl_module)
         if self.telemetry.log:
             pl_module.log_dict(self._metrics(), sync_dist=trainer.world_size > 1)  # equal anyway; Lightning warns
+
+    def _tell_rollout(self, trainer: Trainer, change: RolloutChange | None) -> None:
+        """Write and print a change of the rollout, if there is one."""
+        assert self.engine is not None
+        if change is None:
+            return
+        now = {"tick": self.engine.ticks, "step": trainer.global_step, "epoch": trainer.current_epoch}
+        self._write_event(trainer, change.to_dict(**now))
+        rank_zero_info(f"morpho: step {trainer.global_step}: rollout, {change}")
 
     def _observe(self, on: bool) -> None:
         assert self.engine is not None
@@ -374,7 +402,9 @@ class MorphoCallback(Callback):
             "morpho/run/seeds_fossilized": float(counts[Stage.FOSSILIZED]),
             "morpho/run/seeds_recovering": float(sum(counts[stage] for stage in table.recovery)),
         }
-        for name, layer in self.engine.layers.items():
+        if self._rollout.changes:
+            values["morpho/run/layers_on"] = float(len(self.engine.on))
+        for name, layer in self.engine.on.items():
             values[f"morpho/{name}/alpha"] = float(layer.morpho.state.alpha.mean())
             for statistic, chunks in layer.morpho.health.items():
                 values[f"morpho/{name}/{statistic}"] = float(chunks.mean())
@@ -415,6 +445,7 @@ class MorphoCallback(Callback):
             "batches": self._batches,
             "val_loss": self._val_loss,
             "has_loss": self._has_loss,
+            "rollout": self._rollout.state_dict(),
             "ticked_epochs": self._ticked_epochs,
         }
 

@@ -8,44 +8,33 @@ Hydra builds them through ``_target_``; in Python they are keyword arguments of
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
+
+from lightning_morpho.checks import as_patterns, check, check_flags, is_count, is_fraction, is_name, named_arguments
+from lightning_morpho.rollout_config import FlagConfig, GuardConfig, RampConfig, RolloutConfig
+
+__all__ = [
+    "BlueprintConfig",
+    "BudgetConfig",
+    "CreditConfig",
+    "FlagConfig",
+    "GuardConfig",
+    "LayersConfig",
+    "LifecycleConfig",
+    "MorphoConfig",
+    "RampConfig",
+    "RolloutConfig",
+    "TelemetryConfig",
+    "WarmupConfig",
+    "check_section",
+]
 
 AUTO: Literal["auto"] = "auto"
 Auto = Literal["auto"]
 
 
-def _check(valid: bool, name: str, expected: str, got: object) -> None:
-    if not valid:
-        raise ValueError(f"`{name}` must be {expected}, got {got!r}.")
-
-
-def _is_count(value: object, minimum: int = 1) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= minimum
-
-
-def _is_fraction(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= 1
-
-
-def _check_flags(config: object, section: str, *names: str) -> None:
-    for name in names:
-        _check(isinstance(getattr(config, name), bool), f"{section}.{name}", "true or false", getattr(config, name))
-
-
-def _is_name(value: object) -> bool:
-    return isinstance(value, str) and bool(value)
-
-
-def _patterns(value: str | Iterable[str], name: str) -> tuple[str, ...]:
-    """Accept one glob or several; YAML gives lists, dataclasses want tuples."""
-    _check(isinstance(value, Iterable), name, "a glob or a list of globs", value)
-    patterns = (value,) if isinstance(value, str) else tuple(value)
-    _check(all(isinstance(p, str) and p for p in patterns), name, "a glob or a list of globs", value)
-    return patterns
-
-
+@named_arguments
 @dataclass(frozen=True, kw_only=True)
 class LayersConfig:
     """Which layers grow, and how finely.
@@ -65,17 +54,18 @@ class LayersConfig:
     beds: int = 1
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "include", _patterns(self.include, "layers.include"))
-        object.__setattr__(self, "exclude", _patterns(self.exclude, "layers.exclude"))
-        _check(
-            self.num_seeds == AUTO or _is_count(self.num_seeds),
+        object.__setattr__(self, "include", as_patterns(self.include, "layers.include"))
+        object.__setattr__(self, "exclude", as_patterns(self.exclude, "layers.exclude"))
+        check(
+            self.num_seeds == AUTO or is_count(self.num_seeds),
             "layers.num_seeds",
             "'auto' or at least 1 seed a layer",
             self.num_seeds,
         )
-        _check(_is_count(self.beds), "layers.beds", "at least 1 bed a layer", self.beds)
+        check(is_count(self.beds), "layers.beds", "at least 1 bed a layer", self.beds)
 
 
+@named_arguments
 @dataclass(frozen=True, kw_only=True)
 class BlueprintConfig:
     """What grows at a germination.
@@ -94,15 +84,16 @@ class BlueprintConfig:
     activation: str = "relu"
 
     def __post_init__(self) -> None:
-        _check(_is_name(self.kind), "blueprint.kind", "the name of a blueprint", self.kind)
-        _check(
-            self.hidden == AUTO or _is_count(self.hidden),
+        check(is_name(self.kind), "blueprint.kind", "the name of a blueprint", self.kind)
+        check(
+            self.hidden == AUTO or is_count(self.hidden),
             "blueprint.hidden",
             "'auto' or at least 1 hidden unit",
             self.hidden,
         )
 
 
+@named_arguments
 @dataclass(frozen=True, kw_only=True)
 class WarmupConfig:
     """How gently the first updates of a newborn are made.
@@ -121,9 +112,9 @@ class WarmupConfig:
     min_steps: int = 50
 
     def __post_init__(self) -> None:
-        _check(_is_count(self.steps, 0), "warmup.steps", "at least 0 optimizer steps", self.steps)
-        _check(_is_fraction(self.share), "warmup.share", "a fraction in [0, 1]", self.share)
-        _check(_is_count(self.min_steps, 0), "warmup.min_steps", "at least 0 optimizer steps", self.min_steps)
+        check(is_count(self.steps, 0), "warmup.steps", "at least 0 optimizer steps", self.steps)
+        check(is_fraction(self.share), "warmup.share", "a fraction in [0, 1]", self.share)
+        check(is_count(self.min_steps, 0), "warmup.min_steps", "at least 0 optimizer steps", self.min_steps)
 
     def length(self, steps_so_far: int) -> int:
         """Optimizer steps of the warm-up of a seed that germinates after ``steps_so_far`` steps.
@@ -135,6 +126,7 @@ class WarmupConfig:
         return min(self.steps, max(self.min_steps, math.ceil(self.share * steps_so_far)))
 
 
+@named_arguments
 @dataclass(frozen=True, kw_only=True)
 class LifecycleConfig:
     """How long a seed stays in each stage. All times are decision ticks.
@@ -155,23 +147,24 @@ class LifecycleConfig:
     train_fossils: bool = True
 
     def __post_init__(self) -> None:
-        _check_flags(self, "lifecycle", "train_fossils")
-        _check(_is_count(self.active_ticks, 0), "lifecycle.active_ticks", "at least 0 ticks", self.active_ticks)
-        _check(
-            _is_count(self.timeout_ticks) and self.timeout_ticks >= self.active_ticks,
+        check_flags(self, "lifecycle", "train_fossils")
+        check(is_count(self.active_ticks, 0), "lifecycle.active_ticks", "at least 0 ticks", self.active_ticks)
+        check(
+            is_count(self.timeout_ticks) and self.timeout_ticks >= self.active_ticks,
             "lifecycle.timeout_ticks",
             f"at least 1 tick and not below `lifecycle.active_ticks` ({self.active_ticks})",
             self.timeout_ticks,
         )
-        _check(_is_count(self.embargo_ticks, 0), "lifecycle.embargo_ticks", "at least 0 ticks", self.embargo_ticks)
-        _check(
-            _is_fraction(self.alpha_step) and self.alpha_step > 0,
+        check(is_count(self.embargo_ticks, 0), "lifecycle.embargo_ticks", "at least 0 ticks", self.embargo_ticks)
+        check(
+            is_fraction(self.alpha_step) and self.alpha_step > 0,
             "lifecycle.alpha_step",
             "in (0, 1]",
             self.alpha_step,
         )
 
 
+@named_arguments
 @dataclass(frozen=True, kw_only=True)
 class BudgetConfig:
     """A hard limit on what growth may add.
@@ -185,8 +178,8 @@ class BudgetConfig:
     parameters: int | Auto = AUTO
 
     def __post_init__(self) -> None:
-        _check(
-            self.parameters == AUTO or _is_count(self.parameters),
+        check(
+            self.parameters == AUTO or is_count(self.parameters),
             "budget.parameters",
             "'auto' or at least 1 parameter",
             self.parameters,
@@ -199,6 +192,7 @@ class BudgetConfig:
         return self.parameters
 
 
+@named_arguments
 @dataclass(frozen=True, kw_only=True)
 class CreditConfig:
     """How a seed's contribution is measured on held-out data.
@@ -218,56 +212,18 @@ class CreditConfig:
     monitor: str = "val_loss"
 
     def __post_init__(self) -> None:
-        _check(_is_count(self.batches, 2), "credit.batches", "at least 2 validation batches", self.batches)
-        _check(
+        check(is_count(self.batches, 2), "credit.batches", "at least 2 validation batches", self.batches)
+        check(
             isinstance(self.confidence, float) and 0.5 < self.confidence < 1,
             "credit.confidence",
             "in (0.5, 1)",
             self.confidence,
         )
-        _check(_is_count(self.max_groups), "credit.max_groups", "at least 1 measurement", self.max_groups)
-        _check(_is_name(self.monitor), "credit.monitor", "the name of a logged metric", self.monitor)
+        check(is_count(self.max_groups), "credit.max_groups", "at least 1 measurement", self.max_groups)
+        check(is_name(self.monitor), "credit.monitor", "the name of a logged metric", self.monitor)
 
 
-@dataclass(frozen=True, kw_only=True)
-class RolloutConfig:
-    """Who grows at all.
-
-    Precedence: ``enabled: false`` turns everybody off; then the blocklist turns off; then the
-    allowlist turns on; then the cohort bucket of the unit must lie below the percentage.
-
-    Args:
-        enabled: Kill switch.
-        percentage: Share of units in the cohort, in [0, 100].
-        unit: What a cohort is made of: whole models (by ``model_id``) or single layers.
-        allowlist: Globs over unit ids that are on whatever the percentage.
-        blocklist: Globs over unit ids that are off whatever else says.
-        salt: Cohorts of different salts are independent.
-    """
-
-    enabled: bool = True
-    percentage: float = 100.0
-    unit: Literal["model", "layer"] = "model"
-    allowlist: tuple[str, ...] = ()
-    blocklist: tuple[str, ...] = ()
-    salt: str = "chunked_layers"
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "allowlist", _patterns(self.allowlist, "rollout.allowlist"))
-        object.__setattr__(self, "blocklist", _patterns(self.blocklist, "rollout.blocklist"))
-        _check_flags(self, "rollout", "enabled")
-        _check(isinstance(self.salt, str), "rollout.salt", "a string", self.salt)
-        _check(
-            isinstance(self.percentage, (int, float))
-            and not isinstance(self.percentage, bool)
-            and 0 <= self.percentage <= 100,
-            "rollout.percentage",
-            "a percentage in [0, 100]",
-            self.percentage,
-        )
-        _check(self.unit in ("model", "layer"), "rollout.unit", "'model' or 'layer'", self.unit)
-
-
+@named_arguments
 @dataclass(frozen=True, kw_only=True)
 class TelemetryConfig:
     """What is observed and where it goes.
@@ -286,10 +242,11 @@ class TelemetryConfig:
     table: bool = True
 
     def __post_init__(self) -> None:
-        _check(_is_count(self.every_n_steps, 0), "telemetry.every_n_steps", "at least 0 steps", self.every_n_steps)
-        _check_flags(self, "telemetry", "log", "events", "table")
+        check(is_count(self.every_n_steps, 0), "telemetry.every_n_steps", "at least 0 steps", self.every_n_steps)
+        check_flags(self, "telemetry", "log", "events", "table")
 
 
+@named_arguments
 @dataclass(frozen=True, kw_only=True)
 class MorphoConfig:
     """Everything that :func:`~lightning_morpho.morph_` needs: which layers, what grows, how much.
@@ -318,8 +275,8 @@ class MorphoConfig:
         for item in fields(self):
             if item.default_factory is not _NO_FACTORY:
                 check_section(item.name, getattr(self, item.name), item.default_factory)
-        _check(_is_name(self.model_id), "model_id", "a non-empty name", self.model_id)
-        _check(_is_count(self.seed, 0), "seed", "a non-negative integer", self.seed)
+        check(is_name(self.model_id), "model_id", "a non-empty name", self.model_id)
+        check(is_count(self.seed, 0), "seed", "a non-negative integer", self.seed)
 
 
 _NO_FACTORY = MorphoConfig.__dataclass_fields__["seed"].default_factory

@@ -63,6 +63,7 @@ class GrowthEngine:
         self.step = 0
         self.losses: list[float | None] = []
         self.records: list[SeedRecord] = []
+        self._waited: set[str] = set()
         for layer in layers.values():
             layer.morpho.on_transition = self._record
 
@@ -84,7 +85,8 @@ class GrowthEngine:
         self.ticks += 1
         self.step = step
         self.losses.append(loss)
-        for layer in self.layers.values():
+        self._waited |= self.layers.keys() - self.on.keys()
+        for layer in self.on.values():
             layer.morpho.advance()
         observation = self.observe(step, total_steps, measure is not None)
         decisions = self.tamiyo.decide(observation)
@@ -111,9 +113,14 @@ class GrowthEngine:
             step=step,
             total_steps=total_steps,
             losses=tuple(self.losses),
-            layers=tuple(_view(name, layer) for name, layer in self.layers.items()),
+            layers=tuple(_view(name, layer, name in self._waited) for name, layer in self.on.items()),
             can_measure=can_measure,
         )
+
+    @property
+    def on(self) -> dict[str, HybridKasminaLayer]:
+        """The layers that are switched on; in the others all seeds stand still, and Tamiyo does not see them."""
+        return {name: layer for name, layer in self.layers.items() if not layer.morpho.off}
 
     @property
     def live_parameters(self) -> int:
@@ -145,6 +152,7 @@ class GrowthEngine:
             "step": self.step,
             "losses": list(self.losses),
             "records": [asdict(record) for record in self.records],
+            "waited": sorted(self._waited),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -152,9 +160,10 @@ class GrowthEngine:
         self.ticks, self.step = state["ticks"], state["step"]
         self.losses = list(state["losses"])
         self.records = [SeedRecord(**record) for record in state["records"]]
+        self._waited = set(state.get("waited", ()))
 
 
-def _view(name: str, layer: HybridKasminaLayer) -> LayerView:
+def _view(name: str, layer: HybridKasminaLayer, waited: bool) -> LayerView:
     seeds, state = layer.morpho, layer.morpho.state
     active_ticks = seeds.config.lifecycle.active_ticks
     views = []
@@ -180,6 +189,7 @@ def _view(name: str, layer: HybridKasminaLayer) -> LayerView:
         bed_parameters=seeds.blueprint.numel(),
         free_beds=seeds.free_beds,
         germinations=seeds.events,
+        late=waited and not seeds.events,
         dormant=tuple(state.where(Stage.DORMANT).tolist()),
         seeds=tuple(views),
         statistics={key: tuple(values.tolist()) for key, values in seeds.health.items()},

@@ -120,7 +120,7 @@ class OptimizerLink:
                 if share < 1:
                     parameter.lerp_(before, 1 - share)
         for bed in self._beds[index]:
-            if not bed.free:
+            if not (bed.free or bed.paused):
                 bed.steps += 1
         for layer in self._layers[index]:
             layer.morpho.steps += 1
@@ -134,7 +134,8 @@ class OptimizerLink:
             return
         for bed in self._beds[self.optimizers.index(optimizer)]:
             for parameter in bed.parameters():
-                if parameter.requires_grad and not isinstance(parameter, DTensor):  # FSDP2 averages those itself
+                # FSDP2 averages its own gradients; those of a layer that is off must stay None.
+                if parameter.requires_grad and not bed.paused and not isinstance(parameter, DTensor):
                     if parameter.grad is None:
                         parameter.grad = torch.zeros_like(parameter)
                     dist.all_reduce(parameter.grad)

@@ -12,7 +12,7 @@ from lightning_morpho.blueprints import Blueprint, is_eligible_type
 from lightning_morpho.config import MorphoConfig
 from lightning_morpho.layers import HybridKasminaLayer, attach_, detach_, plan_blueprint
 from lightning_morpho.lifecycle import LifecycleError
-from lightning_morpho.rollout import decide
+from lightning_morpho.rollout import LiveRollout
 
 WRONG_TYPE = "no seeds grow in this type (exactly nn.Linear, nn.Conv1d/2d/3d)"
 
@@ -26,6 +26,7 @@ class ModuleReport:
         type: Name of its class.
         taken: Whether seeds grow there.
         reason: Why, or why not.
+        cohort: Of a layer that was taken, whether the rollout has it on now, and why.
         seeds: Its seeds, one a chunk; 0 if it was left.
         beds: Germination events that it can hold; 0 if it was left.
         added_parameters: Parameters of its beds, allocated and dormant.
@@ -36,6 +37,7 @@ class ModuleReport:
     type: str
     taken: bool
     reason: str
+    cohort: str = ""
     seeds: int = 0
     beds: int = 0
     added_parameters: int = 0
@@ -89,7 +91,11 @@ class EligibilityReport:
 def _table(modules: Sequence[ModuleReport]) -> list[str]:
     width = max((len(m.name) for m in modules), default=0)
     kind = max((len(m.type) for m in modules), default=0)
-    return [f"  {'+' if m.taken else '-'} {m.name:<{width}}  {m.type:<{kind}}  {m.reason}" for m in modules]
+    waiting = {m.name: f"; {m.cohort}" for m in modules if m.cohort.startswith("off")}
+    return [
+        f"  {'+' if m.taken else '-'} {m.name:<{width}}  {m.type:<{kind}}  {m.reason}{waiting.get(m.name, '')}"
+        for m in modules
+    ]
 
 
 def hybrid_layers(model: nn.Module) -> dict[str, HybridKasminaLayer]:
@@ -126,14 +132,7 @@ def _unfit(name: str, module: nn.Module, config: MorphoConfig, shielded: dict[st
     return None
 
 
-def _off(name: str, config: MorphoConfig) -> str | None:
-    """Why the rollout leaves a layer out, None if it is on."""
-    unit = config.model_id if config.rollout.unit == "model" else f"{config.model_id}/{name}"
-    on, why = decide(unit, config.rollout)
-    return None if on else why
-
-
-def _reasons(model: nn.Module, config: MorphoConfig) -> dict[str, str]:
+def _reasons(model: nn.Module, config: MorphoConfig, rollout: LiveRollout) -> dict[str, str]:
     """The modules left out, with the reason.
 
     Raises:
@@ -147,8 +146,9 @@ def _reasons(model: nn.Module, config: MorphoConfig) -> dict[str, str]:
             f"No eligible layer: {len(reasons)} modules seen, 0 selected by `layers.include` "
             f"{list(config.layers.include)} and `layers.exclude` {list(config.layers.exclude)}. {_shorten(why)}"
         )
-    found = {name: _off(name, config) if reason is None else reason for name, reason in reasons.items()}
-    return {name: reason for name, reason in found.items() if reason is not None}
+    decisions = {name: rollout.may_grow(name) for name, reason in reasons.items() if reason is None}
+    left = {name: why for name, (may_grow, why) in decisions.items() if not may_grow}
+    return left | {name: reason for name, reason in reasons.items() if reason is not None}
 
 
 def _check_patterns(model: nn.Module, config: MorphoConfig) -> None:
@@ -186,7 +186,9 @@ def _allocate(plans: dict[str, Blueprint], beds: int, budget: int) -> dict[str, 
     return counts
 
 
-def morph_(model: nn.Module, config: MorphoConfig | None = None) -> EligibilityReport:
+def morph_(
+    model: nn.Module, config: MorphoConfig | None = None, *, rollout: LiveRollout | None = None
+) -> EligibilityReport:
     """Swap the eligible layers of a model for hybrid ones, in place; what the model computes stays.
 
     Call it before the optimizer is made. Everything is checked before anything is changed.
@@ -194,6 +196,7 @@ def morph_(model: nn.Module, config: MorphoConfig | None = None) -> EligibilityR
     Args:
         model: Any module, a single layer too.
         config: Which layers, what grows, how much.
+        rollout: The rollout of the run; None: a new one of ``config.rollout``.
 
     Returns:
         Every module with the reason why seeds grow in it or not.
@@ -213,11 +216,12 @@ def morph_(model: nn.Module, config: MorphoConfig | None = None) -> EligibilityR
           + 2  Linear      1 seed, 1 bed of 88 parameters
     """
     config = config or MorphoConfig()
+    rollout = rollout or LiveRollout(config.rollout, config.model_id)
     if hybrid_layers(model):
         raise LifecycleError("The model holds hybrid layers already; `unmorph_` it first.")
     _check_patterns(model, config)
     modules = dict(model.named_modules())
-    left = _reasons(model, config)
+    left = _reasons(model, config, rollout)
     plans = {name: _plan(name, module, config) for name, module in modules.items() if name not in left}
     held = sum(p.numel() for name in plans for p in modules[name].parameters())
     budget = config.budget.limit(held)
@@ -235,6 +239,7 @@ def morph_(model: nn.Module, config: MorphoConfig | None = None) -> EligibilityR
             reason = f"`budget.parameters` is spent: a bed here needs {cost:,}"
             reports.append(ModuleReport(name=name, type=kind, taken=False, reason=reason))
             continue
+        on, why = rollout.decide(name)
         layer = attach_(HybridKasminaLayer, module, plans[name], beds, config, name or "model")
         reports.append(
             ModuleReport(
@@ -246,8 +251,10 @@ def morph_(model: nn.Module, config: MorphoConfig | None = None) -> EligibilityR
                 beds=beds,
                 added_parameters=beds * cost,
                 added_bytes=sum(p.nbytes for p in layer.morpho.parameters()),
+                cohort=("on: " if on else "off for now: ") + why,
             )
         )
+    rollout.apply(hybrid_layers(model))
     return EligibilityReport(tuple(reports), budget)
 
 

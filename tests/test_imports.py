@@ -10,6 +10,8 @@ PACKAGE = Path(__file__).parent.parent / "lightning_morpho"
 
 # A file imports only what stands above it: the core first, what needs Lightning or Hydra last.
 ORDER = [
+    "checks",
+    "rollout_config",
     "config",
     "lifecycle",
     "chunks",
@@ -29,6 +31,7 @@ ORDER = [
     "optim",
     "engine",
     "export",
+    "ab",
     "integrations",
     "callback",
     "tasks",
@@ -110,6 +113,6 @@ def test_tasks_are_used_by_the_application_alone(file):
     assert unit(file) in ("tasks", "train") or "tasks" not in own(file)
 
 
-@pytest.mark.parametrize("file", ["config.py", "lifecycle.py"])
+@pytest.mark.parametrize("file", ["checks.py", "rollout_config.py", "config.py", "lifecycle.py"])
 def test_configuration_and_lifecycle_need_the_standard_library_alone(file):
-    assert top_level(file) <= set(sys.stdlib_module_names)
+    assert top_level(file) <= {*sys.stdlib_module_names, PACKAGE.name}

@@ -100,7 +100,6 @@ def test_layer_rollout_matches_the_bare_and_the_full_name(pattern):
     assert decide("model/net.0", config) == (True, f"on the allowlist (`{pattern}`)")
 
 
-@pytest.mark.xfail(strict=True, reason="bug: with a `/` in model_id, patterns miss the bare layer name")
 def test_layer_rollout_matches_the_bare_name_whatever_the_models_id():
     config = RolloutConfig(unit="layer", percentage=0, allowlist=("net.0",))
     assert decide("org/model/net.0", config)[0]

@@ -2,6 +2,7 @@
 
 from lightning_morpho.integrations.averaging import align_averages, rebuild_averages
 from lightning_morpho.integrations.compilation import allow_recompilations, is_compiled
+from lightning_morpho.integrations.rollout import TrainerRollout
 from lightning_morpho.integrations.sharding import reshard_
 from lightning_morpho.integrations.validation import (
     LossFunction,
@@ -13,6 +14,7 @@ from lightning_morpho.integrations.validation import (
 
 __all__ = [
     "LossFunction",
+    "TrainerRollout",
     "align_averages",
     "allow_recompilations",
     "rebuild_averages",

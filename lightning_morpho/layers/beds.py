@@ -58,6 +58,7 @@ class Bed(nn.Module):
         steps: Optimizer steps since the germination.
         warmup: Optimizer steps of the newborn warm-up.
         stale: Whether optimizers may still hold state of an earlier use.
+        paused: Whether its layer is switched off: then nothing may move it.
     """
 
     _FIELDS = ("occupied", "kept", "generation", "kept_alpha")
@@ -76,6 +77,7 @@ class Bed(nn.Module):
         self.steps = 0
         self.warmup = 0
         self.stale = False
+        self.paused = False
 
     @property
     def free(self) -> bool:
@@ -140,6 +142,13 @@ class Bed(nn.Module):
     def _settle(self, train_fossils: bool) -> None:
         if not train_fossils and not (self.occupied & ~self.kept).any():
             self._set_trainable(False)
+
+    def pause(self, paused: bool) -> None:
+        """Stand still, or go on; gradients of before are dropped."""
+        self.paused = paused
+        if paused:
+            for parameter in self.parameters():
+                parameter.grad = None
 
     def _set_trainable(self, trainable: bool) -> None:
         for parameter in self.parameters():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -123,25 +123,29 @@ class ChunkedKasminaLayer(nn.Module):
 class HybridKasminaLayer(ChunkedKasminaLayer):
     """Base and chunked implementation behind one switch.
 
-    While every seed is dormant both are the same function, bit for bit. Switching keeps all state.
+    While every seed is dormant both are the same function, bit for bit. Switching keeps all state; in the
+    base implementation the beds get no gradient, and nothing of the seeds moves or ages in a fit.
     """
-
-    _morpho_implementation: Literal["base", "chunked"] = "chunked"
 
     @property
     def implementation(self) -> Literal["base", "chunked"]:
         """Which implementation runs: ``"chunked"``, or ``"base"`` as if there were no seeds."""
-        return self._morpho_implementation
+        return "base" if self.morpho.off else "chunked"
 
     @implementation.setter
     def implementation(self, value: Literal["base", "chunked"]) -> None:
         if value not in ("base", "chunked"):
             raise ValueError(f"`implementation` must be 'base' or 'chunked', got {value!r}.")
-        self._morpho_implementation = value
-        self._choose_path()
+        self.morpho.switch(value == "chunked")
+
+    def set_features(self, features: Mapping[str, bool]) -> None:
+        """Say which further features (such as ``fused_kernels``) the rollout gives this layer."""
+        if features != self.morpho.features:
+            self.morpho.features = dict(features)
+            self.morpho.refresh()
 
     def _choose_path(self) -> None:
-        self.__dict__["_morpho_idle"] = self._morpho_implementation == "base" or self.morpho.idle
+        self.__dict__["_morpho_idle"] = self.morpho.off or self.morpho.idle
 
 
 def plan_blueprint(layer: nn.Module, config: MorphoConfig) -> Blueprint:

@@ -69,6 +69,8 @@ class SeedBeds(nn.Module):
         state: :class:`~lightning_morpho.StateTensor` of the current seed of each chunk.
         health: Statistics by name, one value a chunk, as last sampled; empty before.
         plan: What the live beds add to the output, None while all are free.
+        off: Whether the base implementation runs, and all seeds stand still.
+        features: Further features of the layer by the name of their flag.
     """
 
     lifecycle_table = PHASE1
@@ -85,6 +87,8 @@ class SeedBeds(nn.Module):
         self.health: dict[str, Tensor] = {}
         self.events = 0
         self.plan: GraftPlan | None = None
+        self.off = False
+        self.features: dict[str, bool] = {}
         self._muted: frozenset[int] = frozenset()
         self._sentences: dict[int, _Sentence] = {}
         self._forget_links()
@@ -105,6 +109,13 @@ class SeedBeds(nn.Module):
         if observer is not self.observer:
             self.observer = observer
             self._changed()
+
+    def switch(self, on: bool) -> None:
+        """Let the seeds work or stand still; without a gradient no optimizer moves a bed."""
+        self.off = not on
+        for index in range(len(self.beds)):
+            self._bed(index).pause(self.off)
+        self._changed()
 
     @property
     def idle(self) -> bool:
@@ -349,6 +360,7 @@ class SeedBeds(nn.Module):
             "blueprint": asdict(self.config.blueprint),
             "events": self.events,
             "steps": self.steps,
+            "off": self.off,
             "state": self.state.to_dict(),
             "beds": [self._bed(i).to_dict() for i in range(len(self.beds))],
             "sentences": {chunk: asdict(s) for chunk, s in self._sentences.items()},
@@ -361,6 +373,7 @@ class SeedBeds(nn.Module):
         for index, bed in enumerate(extra["beds"]):
             self._bed(index).load_dict(bed)
         self._sentences = {int(chunk): _Sentence(**s) for chunk, s in extra["sentences"].items()}
+        self.switch(not extra.get("off", False))
         self.refresh()
 
     def check_extra_state(self, extra: Mapping[str, Any]) -> None:

@@ -49,6 +49,7 @@ class LayerView:
         dormant: Chunks that may germinate.
         seeds: The seeds that have left dormancy.
         statistics: Statistics by name, one value a chunk; empty if none were sampled.
+        late: Whether nothing grew here yet because the rollout had it switched off.
     """
 
     name: str
@@ -59,6 +60,7 @@ class LayerView:
     dormant: tuple[int, ...]
     seeds: tuple[SeedView, ...]
     statistics: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    late: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

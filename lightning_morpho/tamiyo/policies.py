@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from lightning_morpho.checks import named_arguments
 from lightning_morpho.tamiyo.observation import Cull, Decision, Germinate, Keep, Measure, Observation
 
 
@@ -63,6 +64,7 @@ def _everywhere(observation: Observation, reason: str) -> list[Germinate]:
     ]
 
 
+@named_arguments
 @dataclass(frozen=True, kw_only=True)
 class Never(Tamiyo):
     """Grows nothing: seeds stay dormant."""
@@ -72,6 +74,7 @@ class Never(Tamiyo):
         return []
 
 
+@named_arguments
 @dataclass(frozen=True, kw_only=True)
 class OneRound(Tamiyo):
     """One round, early: one germination in each layer that has a bed, at the same tick.
@@ -96,9 +99,10 @@ class OneRound(Tamiyo):
             raise ValueError(f"`tamiyo.min_delta` must be non-negative, got {self.min_delta}.")
 
     def grow(self, observation: Observation) -> Sequence[Germinate]:
-        """Everywhere, once, when the moment has come."""
+        """Everywhere, once, when the moment has come; layers that were off then follow when they are on."""
         if observation.germinations:
-            return []
+            late = {layer.name for layer in observation.layers if layer.late}
+            return [g for g in _everywhere(observation, "one round, joined late") if g.layer in late]
         if observation.total_steps is not None:
             if observation.step < self.at * observation.total_steps:
                 return []
@@ -114,6 +118,7 @@ class OneRound(Tamiyo):
         return before is not None and now is not None and before - now < self.min_delta * abs(before)
 
 
+@named_arguments
 @dataclass(frozen=True, kw_only=True)
 class Periodic(Tamiyo):
     """One germination after another, in turn over the layers.
@@ -144,6 +149,7 @@ class Periodic(Tamiyo):
         return [Germinate(layer=layer.name, reason=reason) for layer in possible[: self.events]]
 
 
+@named_arguments
 @dataclass(frozen=True, kw_only=True)
 class Scripted(Tamiyo):
     """Germinations at given ticks, in given layers.

@@ -1,0 +1,99 @@
+"""``morpho reference``: the page of all settings, made from the dataclasses themselves."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import inspect
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from lightning_morpho import config
+from lightning_morpho.tamiyo import Never, OneRound, Periodic, Scripted
+
+SECTIONS: tuple[tuple[str, type], ...] = (
+    ("morpho.layers", config.LayersConfig),
+    ("morpho.blueprint", config.BlueprintConfig),
+    ("morpho.lifecycle", config.LifecycleConfig),
+    ("morpho.warmup", config.WarmupConfig),
+    ("morpho.budget", config.BudgetConfig),
+    ("morpho.rollout", config.RolloutConfig),
+    ("morpho.rollout.flags.<name>", config.FlagConfig),
+    ("morpho.rollout.ramp", config.RampConfig),
+    ("morpho.rollout.ramp.guard", config.GuardConfig),
+    ("morpho.tamiyo (one_round, balanced)", OneRound),
+    ("morpho.tamiyo (periodic, conservative, eager)", Periodic),
+    ("morpho.tamiyo (scripted)", Scripted),
+    ("morpho.tamiyo (never)", Never),
+    ("morpho.credit", config.CreditConfig),
+    ("morpho.telemetry", config.TelemetryConfig),
+)
+HEAD = """# Configuration
+
+Every setting, as a key in YAML and as a keyword argument in Python. Made by `morpho reference` from the docstrings
+of the code; don't edit it by hand. [How a rollout works](rollout.md).
+"""
+
+
+def add_parser(commands: Any) -> None:
+    """Add the command."""
+    parser = commands.add_parser("reference", help="print docs/configuration.md")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print the page."""
+    print(reference_page(), end="")
+    return 0
+
+
+def reference_page() -> str:
+    """All configuration classes as one Markdown page."""
+    return HEAD + "".join(section(key, cls) for key, cls in SECTIONS)
+
+
+def section(key: str, cls: type) -> str:
+    """One class: its summary and a table of its keys.
+
+    Example:
+        >>> print(section("morpho.tamiyo", Never))
+        <BLANKLINE>
+        ## `morpho.tamiyo`
+        <BLANKLINE>
+        `lightning_morpho.Never`: Grows nothing: seeds stay dormant.
+        <BLANKLINE>
+    """
+    documentation = inspect.getdoc(cls) or ""
+    summary = " ".join(documentation.split("\nArgs:")[0].split()).replace("``", "`")
+    summary = re.sub(r":(?:class|func):`~?([^`]*)`", r"`\1`", summary)
+    head = f"\n## `{key}`\n\n`lightning_morpho.{cls.__name__}`: {summary}\n"
+    items = dataclasses.fields(cls)
+    if not items:
+        return head
+    texts = arguments(documentation)
+    rows = [f"| `{item.name}` | `{_default(item)}` | {texts[item.name]} |" for item in items]
+    return "\n".join([head, "| key | default | |", "|---|---|---|", *rows]) + "\n"
+
+
+def arguments(documentation: str) -> Mapping[str, str]:
+    r"""Texts of a docstring's ``Args`` by name, each on one line.
+
+    Example:
+        >>> arguments("Summary.\n\nArgs:\n    a: First,\n        in steps.\n    b: Second.")
+        {'a': 'First, in steps.', 'b': 'Second.'}
+    """
+    block = re.split(r"\n\w+:\n", documentation.partition("\nArgs:\n")[2] + "\n")[0]
+    found = re.findall(r"^ {4}(\w+): (.*(?:\n {8,}.*)*)", block, re.MULTILINE)
+    return {name: " ".join(text.split()).replace("``", "`").replace("|", "\\|") for name, text in found}
+
+
+def _default(item: dataclasses.Field[Any]) -> str:
+    value = item.default
+    if item.default_factory is not dataclasses.MISSING:
+        value = item.default_factory()
+    if dataclasses.is_dataclass(value):
+        return "see below"
+    if isinstance(value, tuple):
+        value = list(value)
+    return {"None": "null", "True": "true", "False": "false"}.get(str(value), str(value))

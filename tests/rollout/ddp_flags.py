@@ -1,0 +1,61 @@
+"""Run by ``test_ddp_flags.py`` as a script: a flag file that only rank 0 can see, read by a DDP run."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import lightning as L
+import torch
+from lightning.pytorch.strategies import DDPStrategy
+from torch.utils.data import DataLoader, Subset
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from hosts import Host, linear_net, make_data, make_trainer, quick  # noqa: E402
+from lightning_morpho import LifecycleConfig, RolloutConfig, hybrid_layers  # noqa: E402
+
+
+class AdamWHost(Host):
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(self.parameters(), lr=1e-2, weight_decay=0.1)
+
+
+class Watch(L.Callback):
+    """Rank 0 writes the flags; every rank remembers implementation and weights of each step."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.steps: list[tuple[str, dict[str, torch.Tensor]]] = []
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: object, idx: int) -> None:
+        names = {layer.implementation for layer in hybrid_layers(pl_module).values()}
+        self.steps.append(("/".join(names), {n: p.detach().clone() for n, p in pl_module.named_parameters()}))
+        script = {13: "enabled: false", 22: "enabled: true"}
+        if trainer.is_global_zero and trainer.global_step in script:
+            self.path.write_text(script[trainer.global_step])
+
+
+def main(out: Path) -> None:
+    rank = int(os.environ.get("LOCAL_RANK", 0))
+    L.seed_everything(0)
+    # Ranks on other machines may see neither the file nor the variables of rank 0.
+    path = out / f"flags-{rank}.yaml"
+    if rank:
+        os.environ["MORPHO_FEATURE_CHUNKED_LAYERS"] = "off"
+        path.write_text("enabled: false")
+    watch = Watch(path)
+    callback = quick(
+        rollout=RolloutConfig(flag_file=str(path), flag_every_n_steps=3),
+        lifecycle=LifecycleConfig(active_ticks=50, timeout_ticks=90),
+    )
+    trainer = make_trainer(out, callback, watch, strategy=DDPStrategy(), devices=2, max_epochs=7)
+    train = Subset(make_data(320, 0), range(rank, 320, 2))
+    trainer.fit(AdamWHost(linear_net()), DataLoader(train, batch_size=16), DataLoader(make_data(64, 1), batch_size=16))
+    torch.save(watch.steps, out / f"steps-{rank}.pt")
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main(Path(sys.argv[1]))
