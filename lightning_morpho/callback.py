@@ -224,7 +224,8 @@ class MorphoCallback(Callback):
             self.engine.load_state_dict(self._state["engine"])
         compiled = is_compiled(pl_module)
         if compiled:
-            allow_recompilations(sum(len(layer.morpho.beds) for layer in layers.values()))
+            beds = sum(len(layer.morpho.beds) for layer in layers.values())
+            allow_recompilations(beds + self._rollout.topologies)
         if compiled and self.telemetry.every_n_steps:
             rank_zero_info("MorphoCallback: the model runs compiled, so activations are not sampled.")
         elif self.telemetry.every_n_steps:

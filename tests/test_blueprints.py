@@ -44,6 +44,10 @@ LAYERS = {
     "conv2d, same and dilation": (lambda: nn.Conv2d(2, 5, 3, padding="same", dilation=2), (2, 2, 6, 5)),
     "conv2d, valid": (lambda: nn.Conv2d(2, 5, 3, padding="valid"), (2, 2, 6, 5)),
     "conv2d, circular": (lambda: nn.Conv2d(2, 5, 3, padding=(1, 2), padding_mode="circular"), (2, 2, 6, 5)),
+    "conv1d, circular and dilation": (
+        lambda: nn.Conv1d(3, 5, 3, padding=2, dilation=2, padding_mode="circular"),
+        (2, 3, 9),
+    ),
     "conv2d, circular and same": (
         lambda: nn.Conv2d(2, 5, (2, 3), padding="same", padding_mode="circular"),
         (2, 2, 6, 5),

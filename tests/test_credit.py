@@ -221,7 +221,7 @@ class Messy(nn.Module):
 
 def traces(model):
     metrics = {
-        name: ({k: v.clone() for k, v in m.metric_state.items()}, m._update_count, m._update_called)
+        name: ({k: v.clone() for k, v in m.metric_state.items()}, m.update_count)
         for name, m in [
             ("accuracy", model.accuracy),
             ("mean", model.collection["mean"]),
@@ -294,7 +294,7 @@ def test_isolated_evaluation_puts_back_a_metric_that_has_two_names():
     model = Holder()
     with isolated(model):
         model.again.update(1.0)
-    assert not model.first.update_called
+    assert model.first.update_count == 0
 
 
 def test_isolated_evaluation_puts_back_a_list_that_was_replaced():

@@ -106,6 +106,12 @@ class LiveRollout:
         """Whether the flags may change during the run."""
         return self.config.flag_file is not None or self.ramp is not None
 
+    @property
+    def topologies(self) -> int:
+        """Combinations of layers on and off that the run is expected to see, beside the first one."""
+        stages = 0 if self.ramp is None else len(self.ramp.config.schedule) + 1
+        return stages + (2 if self._file is not None else 0)
+
     # ------------------------------------------------------------------ changes
     def apply(self, layers: Layers) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Switch each layer to what is decided for it; names of those switched on and off."""
