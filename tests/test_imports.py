@@ -22,6 +22,7 @@ ORDER = [
     "layers",
     "rollout",
     "surgery",
+    "confirmation",
     "checkpoint",
     "telemetry",
     "tamiyo",
