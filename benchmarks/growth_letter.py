@@ -22,7 +22,7 @@ from torch import nn
 from lightning_morpho import BlueprintConfig, MorphoConfig, WarmupConfig
 
 SEEDS = range(12)
-RATES = (0.003, 0.01, 0.03, 0.1)
+RATES = (0.01, 0.03, 0.1, 0.3)
 BUDGETS = (110, 330, 1100)
 SIZES = (12, 16)
 BATCH = 128

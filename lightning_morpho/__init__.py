@@ -18,6 +18,7 @@ from lightning_morpho.config import (
     TelemetryConfig,
     WarmupConfig,
 )
+from lightning_morpho.confirmation import confirm_pairs_
 from lightning_morpho.engine import GrowthEngine
 from lightning_morpho.export import export
 from lightning_morpho.layers import ChunkedKasminaLayer, HybridKasminaLayer
@@ -26,7 +27,7 @@ from lightning_morpho.optim import OptimizerLink
 from lightning_morpho.pairs import PairProbe, PairReport, find_pairs, register_channelwise
 from lightning_morpho.rollout import LiveRollout, compare_implementations, register_flag
 from lightning_morpho.state import LogicalSeed, StateTensor
-from lightning_morpho.surgery import EligibilityReport, confirm_pairs_, hybrid_layers, morph_, unmorph_
+from lightning_morpho.surgery import EligibilityReport, hybrid_layers, morph_, unmorph_
 from lightning_morpho.tamiyo import Never, Observation, OneRound, Periodic, Scripted, Tamiyo
 from lightning_morpho.telemetry import ChunkStatistics
 

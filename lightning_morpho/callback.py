@@ -32,6 +32,7 @@ from lightning_morpho.config import (
     WarmupConfig,
     check_section,
 )
+from lightning_morpho.confirmation import decide_pairs_, review, unconfirmed
 from lightning_morpho.engine import GrowthEngine
 from lightning_morpho.integrations import (
     LossFunction,
@@ -49,7 +50,7 @@ from lightning_morpho.lifecycle import Stage
 from lightning_morpho.optim import OptimizerLink, adopt_plain_state
 from lightning_morpho.pairs import PairProbe
 from lightning_morpho.rollout import RolloutChange
-from lightning_morpho.surgery import EligibilityReport, decide_pairs_, hybrid_layers, morph_, review, unconfirmed
+from lightning_morpho.surgery import EligibilityReport, hybrid_layers, morph_
 from lightning_morpho.tamiyo import Measurement, OneRound, Tamiyo
 from lightning_morpho.tamiyo.observation import SeedKey
 from lightning_morpho.telemetry import EVENTS_FILE, ChunkStatistics, Event, Refusal, append_event, seed_table

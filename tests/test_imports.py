@@ -24,6 +24,7 @@ ORDER = [
     "layers",
     "rollout",
     "surgery",
+    "confirmation",
     "checkpoint",
     "telemetry",
     "tamiyo",

@@ -609,7 +609,7 @@ def _incumbents(net: nn.Module, optimizer: torch.optim.Optimizer) -> dict[Any, A
 def test_a_grown_layer_works_under_functional_call_vmap_and_export() -> None:
     torch.manual_seed(0)
     net = linear_net()
-    morph_(net)
+    morph_(net, MorphoConfig(blueprint=BlueprintConfig(kind="neurons")))
     net[0].request_germination()
     with torch.no_grad():
         net[0].morpho.beds[0].w_out.normal_()

@@ -30,8 +30,8 @@ from lightning_morpho import (  # noqa: E402
     hybrid_layers,
     morph_,
 )
+from lightning_morpho.confirmation import decide_pairs_, unconfirmed  # noqa: E402
 from lightning_morpho.layers import clear_taps  # noqa: E402
-from lightning_morpho.surgery import decide_pairs_, unconfirmed  # noqa: E402
 
 CONFIG = MorphoConfig(
     blueprint=BlueprintConfig(hidden=5),
@@ -413,3 +413,49 @@ def test_compiled_model_needs_one_graph_before_and_one_after_germination():
             layer.morpho.refresh()
         assert torch.allclose(compiled(x), model(x), atol=1e-6)
     assert counter.frame_count == 2
+
+
+# ------------------------------------------------------------------------------------- every kind of newborn
+def newborn(kind: str, warmup: int = 0) -> tuple[nn.Module, torch.Tensor]:
+    config = MorphoConfig(
+        blueprint=BlueprintConfig(kind=kind, hidden=3),
+        layers=LayersConfig(num_seeds=2),
+        warmup=WarmupConfig(steps=warmup, min_steps=warmup),
+    )
+    model, x = grown("chain", rounds=0, config=config)
+    settle(model, x, 2)
+    germinate(model)
+    return model, x
+
+
+@pytest.mark.parametrize("kind", ["span", "neurons", "mlp", "block"])
+def test_newborn_of_every_kind_changes_no_bit(kind):
+    model, x = newborn(kind)
+    model.eval()
+    live = model(x)
+    for layer in hybrid_layers(model).values():
+        layer.implementation = "base"
+    assert torch.equal(live, model(x))
+
+
+OPTIMIZERS = {
+    "sgd": (torch.optim.SGD, {"momentum": 0.9}),
+    "adam": (torch.optim.Adam, {}),
+    "adamw": (torch.optim.AdamW, {"weight_decay": 0.1}),
+    "rmsprop": (torch.optim.RMSprop, {}),
+}
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("kind", ["span", "neurons", "mlp", "block"])
+def test_newborn_of_every_kind_moves_by_its_share_and_incumbents_in_full(kind, optimizer):
+    made, options = OPTIMIZERS[optimizer]
+    states = []
+    for warmup in (0, 10):
+        model, x = newborn(kind, warmup)
+        before = {name: value.clone() for name, value in model.named_parameters()}
+        settle(model, x, 1, made, **options)
+        states.append({name: value.detach() - before[name] for name, value in model.named_parameters()})
+    for name, full in states[0].items():
+        expected = full / 10 if ".morpho." in name else full
+        assert torch.allclose(states[1][name], expected, atol=1e-12), name
