@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from hosts import Host, assert_equal, linear_net, loaders, make_trainer, optimizer_state, quick
 from lightning_morpho import (
+    BlueprintConfig,
     GuardConfig,
     LayersConfig,
     LifecycleConfig,
@@ -219,7 +220,7 @@ def test_resumed_run_that_was_off_stays_off_and_keeps_its_seeds(tmp_path: Path) 
 
 def test_switching_compiles_each_layer_twice_at_most() -> None:
     model = linear_net()
-    morph_(model, MorphoConfig(layers=LayersConfig(num_seeds=2)))
+    morph_(model, MorphoConfig(layers=LayersConfig(num_seeds=2), blueprint=BlueprintConfig(kind="neurons")))
     layers = hybrid_layers(model).values()
     for layer in layers:
         layer.request_germination()
@@ -285,7 +286,7 @@ def test_layers_on_is_logged(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------ comparison
 def test_comparison_measures_both_and_leaves_everything_as_it_was() -> None:
     model = linear_net()
-    morph_(model)
+    morph_(model, MorphoConfig(blueprint=BlueprintConfig(kind="neurons")))
     layers = hybrid_layers(model).values()
     for layer in layers:
         layer.request_germination()
