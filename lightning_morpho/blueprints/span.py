@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -93,7 +94,7 @@ class Span(Blueprint):
         """A norm of the host's kind and settings for each norm on the way."""
         made: list[nn.Module] = []
         for norm in self.route.norms:
-            unbiased = {"bias": False} if norm.affine and norm.bias is None else {}
+            unbiased: dict[str, Any] = {"bias": False} if norm.affine and norm.bias is None else {}
             settings = (self.hidden, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
             made.append(type(norm)(*settings, **unbiased))
         return made
