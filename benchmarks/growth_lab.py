@@ -97,7 +97,7 @@ def best(arm: dict[str, list[dict[str, float]]]) -> tuple[str, list[dict[str, fl
 def write(name: str, results: dict[str, Any], start: float) -> None:
     """Write a result with all that is needed to repeat it."""
     context = {
-        "command": " ".join(["python", *(Path(a).name if a.endswith(".py") else a for a in sys.argv)]),
+        "command": " ".join(["python", *(Path(a).name if "/" in a else a for a in sys.argv)]),
         "versions": {
             "lightning_morpho": __version__,
             "torch": torch.__version__,

@@ -4,7 +4,10 @@ Letter Recognition (UCI): 16 features, 26 letters, 20 000 samples: 14 000 to tra
 rate, 3 000 to test. The host, 16-8-26, is trained for 3 300 steps; then it grows to 12 or 16 hidden units, and
 trains on for 110, 330 or 1 100 steps, as the fresh net does. Both arms sweep the same learning rates.
 
-python benchmarks/growth_letter.py --data letter.csv  # the table of the R package mlbench, as CSV
+The data are a table of the R package mlbench (Debian: r-cran-mlbench, LetterRecognition.rda). As CSV:
+
+python -c "import rdata; rdata.read_rda('LetterRecognition.rda')['LetterRecognition'].to_csv('letter.csv', index=False)"
+python benchmarks/growth_letter.py --data letter.csv
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -91,10 +92,12 @@ class Span(Blueprint):
 
     def norms(self) -> list[nn.Module]:
         """A norm of the host's kind and settings for each norm on the way."""
-        return [
-            type(norm)(self.hidden, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
-            for norm in self.route.norms
-        ]
+        made: list[nn.Module] = []
+        for norm in self.route.norms:
+            unbiased: dict[str, Any] = {"bias": False} if norm.affine and norm.bias is None else {}
+            settings = (self.hidden, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
+            made.append(type(norm)(*settings, **unbiased))
+        return made
 
     def reset_(self, parameters: Mapping[str, Tensor], generator: torch.Generator) -> None:
         """Torch's default for the incoming weights, zero for the outgoing ones."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_morpho.pairs.flow import Pair
-from lightning_morpho.pairs.operations import FUNCTIONS, Step, module_kind
+from lightning_morpho.pairs.operations import FUNCTIONS, HOLE, Step, function_step, module_kind
 from lightning_morpho.pairs.probe import PairProbe
 from lightning_morpho.pairs.static import propose
 from lightning_morpho.pairs.structure import check_pair, layers_of
@@ -72,7 +72,7 @@ def find_pairs(
     else:
         with _isolated(model), PairProbe(model) as probe:
             _run(model, example, forward)
-        verdicts = probe.verdicts()
+        verdicts = _without_stray_numbers(probe.verdicts(), lambda: propose(model, layers))
     for path in explicit:
         pair = explicit_pair(model, path)
         verdicts[pair.consumer] = pair
@@ -85,6 +85,25 @@ def find_pairs(
         else:
             refused[name] = reason
     return PairReport(pairs, refused, example is not None)
+
+
+def _without_stray_numbers(
+    seen: dict[str, Pair | str], propose_again: Callable[[], dict[str, Pair | str]]
+) -> dict[str, Pair | str]:
+    """Refuse pairs with numbers that may come from the batch's shape, unless they stand in the code as well."""
+    doubtful = {
+        name: next((str(step) for step in pair.all_steps if step.may_depend_on_batch), None)
+        for name, pair in seen.items()
+        if isinstance(pair, Pair)
+    }
+    doubtful = {name: step for name, step in doubtful.items() if step is not None}
+    in_code = propose_again() if doubtful else {}
+    for name, step in doubtful.items():
+        pair, proposed = seen[name], in_code[name]
+        assert isinstance(pair, Pair)
+        if not isinstance(proposed, Pair) or proposed.key != pair.key:
+            seen[name] = f"`{step}` uses a number that may depend on the batch; the code could not be traced to tell"
+    return seen
 
 
 def explicit_pair(model: nn.Module, path: Sequence[str]) -> Pair:
@@ -123,8 +142,6 @@ def _named_step(name: str, modules: Mapping[str, nn.Module]) -> Step:
         return Step("flatten", "flatten")
     if name not in FUNCTIONS:
         raise ValueError(f"`layers.pairs`: {name!r} is neither a module of the model nor one of {sorted(FUNCTIONS)}.")
-    from lightning_morpho.pairs.operations import HOLE, function_step
-
     step = function_step(FUNCTIONS[name], (HOLE,), {})
     assert step is not None
     return step

@@ -164,6 +164,12 @@ class Step:
     def __str__(self) -> str:
         return self.name
 
+    @property
+    def may_depend_on_batch(self) -> bool:
+        """Whether a number among its arguments could come from the shape of the batch at hand."""
+        numbers = self.name in {*_SCALAR.split(), *_DUNDER.split()}
+        return self.module is None and (numbers or self.kwargs.get("size") is not None)
+
     def apply(self, h: Tensor, training: bool) -> Tensor:
         """Do it to other channels; a norm is the bed's matter.
 

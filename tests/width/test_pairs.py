@@ -172,3 +172,17 @@ def test_explicit_pair_reaches_what_the_finder_misses():
     assert _names(find_pairs(model, explicit=[("a", "relu", "b")])) == {"a>b"}
     with pytest.raises(ValueError, match="softmix.*neither a module"):
         find_pairs(model, explicit=[("a", "softmix", "b")])
+
+
+@pytest.mark.parametrize(("scale", "found"), [("constant", True), ("batch", False)])
+def test_number_that_depends_on_the_batch_is_never_replayed(scale, found):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(3, 4), nn.Linear(4, 2)
+
+        def forward(self, x):
+            return self.b(torch.relu(self.a(x)) * (0.5 if scale == "constant" else 1 / len(x)))
+
+    for report in (find_pairs(Net()), find_pairs(Net(), torch.randn(5, 3))):
+        assert (_names(report) == {"a>b"}) == found

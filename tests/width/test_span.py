@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import pickle
 import sys
 import threading
@@ -18,6 +19,7 @@ from families import SwiGLU  # noqa: E402
 
 from lightning_morpho import (  # noqa: E402
     BlueprintConfig,
+    BudgetConfig,
     LayersConfig,
     LifecycleConfig,
     LifecycleError,
@@ -459,3 +461,46 @@ def test_newborn_of_every_kind_moves_by_its_share_and_incumbents_in_full(kind, o
     for name, full in states[0].items():
         expected = full / 10 if ".morpho." in name else full
         assert torch.allclose(states[1][name], expected, atol=1e-12), name
+
+
+@pytest.mark.parametrize("budget", [150, 400, 1000])
+def test_budget_counts_links_and_norms(budget):
+    build, _ = FORMS["chain"]
+    model = build()
+    report = morph_(
+        model,
+        MorphoConfig(blueprint=CONFIG.blueprint, layers=LayersConfig(beds=3), budget=BudgetConfig(parameters=budget)),
+    )
+    held = sum(p.numel() for layer in hybrid_layers(model).values() for p in layer.morpho.parameters())
+    assert held == report.allocated <= budget
+
+
+def test_seed_that_is_muted_for_credit_is_out_of_every_way_to_the_output():
+    model, x = grown("chain")
+    settle(model, x, 5)
+    model.eval()
+    layers = hybrid_layers(model)
+    full = model(x)
+    layers["3"].morpho.mute(range(2))
+    muted = model(x)
+    layers["3"].morpho.mute(())
+    assert torch.equal(full, model(x))
+    bed = layers["3"].morpho.beds[0]
+    with torch.no_grad():
+        bed.w_out.zero_()
+        for _, link in layers["8"].morpho.links.live(0):
+            link.weight.zero_()
+    assert torch.allclose(model(x), muted, atol=1e-12)
+
+
+def test_norm_without_bias_folds_too():
+    if "bias" not in inspect.signature(nn.BatchNorm1d.__init__).parameters:
+        pytest.skip("this torch has no such norm")
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4, bias=False), R(), nn.Linear(4, 3)), torch.randn(8, 6)
+    morph_(model, CONFIG)
+    confirm_pairs_(model, x)
+    germinate(model)
+    settle(model, x, 5)
+    model.eval()
+    assert torch.allclose(export(model)(x), model(x), atol=1e-6)
