@@ -83,7 +83,13 @@ def check_grows(make: Callable[[], Task], root: Path) -> None:
     layers = hybrid_layers(module)
     assert layers, "no layer was eligible"
     for name, layer in layers.items():
-        assert any(p.any() for n, p in layer.morpho.named_parameters() if n.endswith("w_out")), f"{name} did not learn"
+        outgoing = [p for n, p in layer.morpho.named_parameters() if n.endswith("w_out")]
+        assert not outgoing or any(p.any() for p in outgoing), f"{name} did not learn"
+
+
+def check_neurons(make: Callable[[], Task], root: Path) -> None:
+    """New hidden units from each layer's own input grow as well."""
+    fit(make, root, growing(blueprint=BlueprintConfig(kind="neurons")), max_epochs=2)
 
 
 def check_mlp(make: Callable[[], Task], root: Path) -> None:
@@ -148,7 +154,8 @@ def check_compile(make: Callable[[], Task], root: Path) -> None:
 
 FEATURES: dict[str, Check] = {
     "grows": check_grows,
-    "`mlp` blueprint": check_mlp,
+    "`neurons`": check_neurons,
+    "`mlp`": check_mlp,
     "dormant is bit-equal": check_dormant,
     "resumes bit-equal": check_resume,
     "bf16-mixed": check_bf16,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from os import PathLike
 from typing import Any
@@ -11,26 +11,33 @@ import torch
 from torch import nn
 
 from lightning_morpho.config import BlueprintConfig, LayersConfig, MorphoConfig
-from lightning_morpho.layers import HybridKasminaLayer, attach_, plan_blueprint
+from lightning_morpho.layers import HybridKasminaLayer, attach_
 from lightning_morpho.lifecycle import LifecycleError
-from lightning_morpho.surgery import hybrid_layers
+from lightning_morpho.pairs import Pair, find_pairs
+from lightning_morpho.surgery import connect_pairs_, hybrid_layers, plan_layer
 
 _SUFFIX = ".morpho._extra_state"
 
 
-def load_grown_(model: nn.Module, checkpoint: str | PathLike[str] | Mapping[str, Any]) -> list[str]:
+def load_grown_(
+    model: nn.Module,
+    checkpoint: str | PathLike[str] | Mapping[str, Any],
+    *,
+    pairs: Sequence[Sequence[str]] = (),
+) -> list[str]:
     """Make a plain model the grown one of a checkpoint, in place: swap its layers, load everything strictly.
 
     Args:
         model: A model as it was before it grew.
         checkpoint: Path of a checkpoint (read with ``weights_only=True``), its content, or a ``state_dict``.
+        pairs: Pairs of layers that the finder misses, as in ``LayersConfig.pairs``.
 
     Returns:
         Names of the layers that hold seeds.
 
     Raises:
         LifecycleError: If the model holds hybrid layers already.
-        ValueError: If the checkpoint has seeds in a layer that the model lacks.
+        ValueError: If the checkpoint has seeds in a layer, or spans in a pair, that the model lacks.
         RuntimeError: If a key or a shape does not fit.
 
     Example:
@@ -54,10 +61,12 @@ def load_grown_(model: nn.Module, checkpoint: str | PathLike[str] | Mapping[str,
     unknown = sorted(extras.keys() - modules.keys())
     if unknown:
         raise ValueError(f"The checkpoint holds seeds in {unknown}, but the model has no such layers.")
-    plans = {name: (_config(extra), len(extra["beds"])) for name, extra in extras.items()}
-    blueprints = {name: plan_blueprint(modules[name], config) for name, (config, _) in plans.items()}
-    for name, (config, beds) in plans.items():
-        attach_(HybridKasminaLayer, modules[name], blueprints[name], beds, config, name)
+    found = _saved_pairs(model, extras, pairs)
+    configs = {name: _config(extra) for name, extra in extras.items()}
+    plans = {name: plan_layer(name, modules[name], configs[name], found.get(name), modules) for name in extras}
+    for name, extra in extras.items():
+        attach_(HybridKasminaLayer, modules[name], plans[name], len(extra["beds"]), configs[name], name)
+    connect_pairs_(modules, found)
     model.load_state_dict(dict(state))
     return list(plans)
 
@@ -65,3 +74,18 @@ def load_grown_(model: nn.Module, checkpoint: str | PathLike[str] | Mapping[str,
 def _config(extra: Mapping[str, Any]) -> MorphoConfig:
     layers = replace(LayersConfig(), num_seeds=extra["num_seeds"])
     return MorphoConfig(layers=layers, blueprint=BlueprintConfig(**extra["blueprint"]))
+
+
+def _saved_pairs(model: nn.Module, extras: Mapping[str, Any], explicit: Sequence[Sequence[str]]) -> dict[str, Pair]:
+    """The pairs that the checkpoint's spans grew in, found again in the model."""
+    wanted = {name: extra["producers"] for name, extra in extras.items() if extra["producers"]}
+    if not wanted:
+        return {}
+    found = find_pairs(model, explicit=explicit).pairs
+    lost = {n: p for n, p in wanted.items() if n not in found or list(found[n].producers) != p}
+    if lost:
+        raise ValueError(
+            f"The checkpoint has spans between {lost} (consumer: producers), but these pairs are not found in the "
+            "model. Name them with `pairs=`, as in `layers.pairs`."
+        )
+    return {name: found[name] for name in wanted}

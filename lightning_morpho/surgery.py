@@ -256,7 +256,9 @@ def morph_(
     pairs, alone = _choose_pairs(model, chosen, config, example)
     if config.blueprint.kind == "span":
         left |= {name: f"no pair for `span`: {alone[name]}" for name in chosen if name not in _parties(pairs)}
-    plans = {name: _plan(name, modules[name], config, pairs.get(name), modules) for name in chosen if name not in left}
+    plans = {
+        name: plan_layer(name, modules[name], config, pairs.get(name), modules) for name in chosen if name not in left
+    }
     growing = {name: plan for name, plan in plans.items() if name in pairs or name not in _parties(pairs)}
     held = sum(p.numel() for name in plans for p in modules[name].parameters())
     budget = config.budget.limit(held)
@@ -266,7 +268,7 @@ def morph_(
     for name in plans:
         if counts[name] or name in _parties(funded):
             attach_(HybridKasminaLayer, modules[name], plans[name], counts[name], config, name or "model")
-    _connect(modules, funded)
+    connect_pairs_(modules, funded)
     reports = [
         _report(name, module, left.get(name), plans, counts, funded, alone, rollout) for name, module in modules.items()
     ]
@@ -301,7 +303,7 @@ def _parties(pairs: Mapping[str, Pair]) -> set[str]:
     return set(pairs) | {producer for pair in pairs.values() for producer in pair.producers}
 
 
-def _connect(modules: Mapping[str, nn.Module], pairs: Mapping[str, Pair]) -> None:
+def connect_pairs_(modules: Mapping[str, nn.Module], pairs: Mapping[str, Pair]) -> None:
     """Lay taps and links once all layers are swapped."""
     for name, pair in pairs.items():
         connect_(modules[name], [modules[p] for p in pair.producers])  # type: ignore[arg-type, misc]
@@ -360,9 +362,14 @@ def _plural(count: int, noun: str) -> str:
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
-def _plan(
+def plan_layer(
     name: str, layer: nn.Module, config: MorphoConfig, pair: Pair | None, modules: Mapping[str, nn.Module]
 ) -> Blueprint:
+    """Describe what grows in a layer, behind its producers if it has any.
+
+    Raises:
+        ValueError: For more seeds than features, or an unknown blueprint.
+    """
     route = None if pair is None else plan_route(pair, layer, [modules[p] for p in pair.producers])
     if config.blueprint.kind == "span" and route is None:
         config = replace(config, blueprint=replace(config.blueprint, kind=AUTO))  # it only holds a tap
