@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import ClassVar, Literal
 
 import torch
@@ -70,6 +70,18 @@ class Blueprint(ABC):
         Returns:
             ``source="input"``: the layer's output layout. ``source="chunk"``: ``(N, M, width)``.
         """
+
+    def merge(self, parameters: Sequence[Mapping[str, Tensor]], alphas: Sequence[Tensor]) -> dict[str, Tensor] | None:
+        """One network that gives the weighted sum of several, so that one launch does for all beds.
+
+        Args:
+            parameters: Parameters of each bed.
+            alphas: Blend weight of each output feature of each bed, ``(out_features,)``.
+
+        Returns:
+            Parameters for :meth:`grow`, None if this kind has no such form.
+        """
+        return None
 
     def numel(self) -> int:
         """Parameters of one bed."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -53,3 +53,9 @@ class Neurons(Blueprint):
         """Layer input to layer output."""
         h = self.activation(self.site.project(source, parameters["w_in"], parameters["b_in"]))
         return self.site.pointwise(h, parameters["w_out"])
+
+    def merge(self, parameters: Sequence[Mapping[str, Tensor]], alphas: Sequence[Tensor]) -> dict[str, Tensor]:
+        """The units of all beds side by side, alpha folded into their outgoing weights."""
+        outgoing = [p["w_out"] * alpha.to(p["w_out"]).unsqueeze(1) for p, alpha in zip(parameters, alphas, strict=True)]
+        joined = {name: torch.cat([p[name] for p in parameters]) for name in ("w_in", "b_in")}
+        return joined | {"w_out": torch.cat(outgoing, dim=1)}

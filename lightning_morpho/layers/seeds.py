@@ -144,7 +144,7 @@ class SeedBeds(nn.Module):
         for index, rows in zip(live, alphas, strict=True):
             muted = [c for c in self._muted if self.state.bed[c] == index]
             rows[muted] = 0
-        self.plan = GraftPlan(self.blueprint, [self._bed(i) for i in live], alphas) if live else None
+        self.plan = GraftPlan(self.blueprint, [self._bed(i) for i in live], alphas, self.plan) if live else None
         self._changed()
 
     def mute(self, chunks: Iterable[int]) -> None:
