@@ -25,13 +25,13 @@ class ChunkGroup(NamedTuple):
 
     Attributes:
         first_chunk: Index of its first chunk.
-        count: Its chunks, ``>= 1``.
+        size: Its chunks, ``>= 1``.
         first_feature: First feature of its first chunk.
         width: Features of each of them.
     """
 
     first_chunk: int
-    count: int
+    size: int
     first_feature: int
     width: int
 
@@ -139,14 +139,16 @@ class ChunkManager:
             return None, x.view(*lead, self.num_chunks, self.width)
         boundary = self.num_wide * (self.width + 1)
         wide, narrow = x.split_with_sizes((boundary, features - boundary), -1)
-        return wide.view(*lead, self.num_wide, self.width + 1), narrow.view(*lead, self.num_chunks - self.num_wide, self.width)
+        return wide.view(*lead, self.num_wide, self.width + 1), narrow.view(
+            *lead, self.num_chunks - self.num_wide, self.width
+        )
 
     @staticmethod
     def group_view(x: Tensor, group: ChunkGroup) -> Tensor:
-        """View of one group's chunks: ``(*, D)`` to ``(*, count, width)``."""
-        _, count, first, width = group
-        columns = x if count * width == x.shape[-1] else x.narrow(-1, first, count * width)
-        return columns.view(*x.shape[:-1], count, width)
+        """View of one group's chunks: ``(*, D)`` to ``(*, size, width)``."""
+        _, size, first, width = group
+        columns = x if size * width == x.shape[-1] else x.narrow(-1, first, size * width)
+        return columns.view(*x.shape[:-1], size, width)
 
     def split_list(self, x: Tensor) -> list[Tensor]:
         """The chunks of the last axis as a list of N views ``(*, width of the chunk)``."""

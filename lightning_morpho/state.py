@@ -68,8 +68,12 @@ class StateTensor:
         return sum(getattr(self, name).nbytes for name in _FIELDS)
 
     def where(self, *stages: Stage) -> np.ndarray:
-        """Indices of the seeds in one of the stages."""
-        return np.flatnonzero(np.isin(self.stage, stages))
+        """Indices of the seeds in one of the stages, at least one of which must be named."""
+        first, *others = (np.uint8(stage) for stage in stages)  # an IntEnum would be compared as int64
+        found = self.stage == first
+        for stage in others:
+            found |= self.stage == stage
+        return np.flatnonzero(found)
 
     def update(self, seeds: Any, **values: Any) -> None:
         """Set fields of several seeds at once: all of it or, if anything is wrong, nothing.
@@ -79,19 +83,17 @@ class StateTensor:
             **values: New values by field name: one for all, or one a seed.
 
         Raises:
-            ValueError: For a seed out of range, an unknown field or an alpha outside [0, 1].
+            ValueError: For a seed out of range, an unknown field, an alpha outside [0, 1] or a value that
+            the field can't hold.
         """
         indices = np.atleast_1d(np.asarray(seeds, dtype=np.int64))
-        bad = indices[(indices < 0) | (indices >= len(self))]
-        if bad.size:
+        if indices.size and not (indices.min() >= 0 and indices.max() < len(self)):
+            bad = indices[(indices < 0) | (indices >= len(self))]
             raise ValueError(f"`seeds` must lie in [0, {len(self) - 1}], got {bad.tolist()}.")
         unknown = values.keys() - _FIELDS.keys()
         if unknown:
             raise ValueError(f"Unknown state field {sorted(unknown)}; the fields are {sorted(_FIELDS)}.")
-        arrays = {name: np.broadcast_to(np.asarray(value), indices.shape) for name, value in values.items()}
-        alpha = arrays.get("alpha")
-        if alpha is not None and not np.all((alpha >= 0) & (alpha <= 1)):
-            raise ValueError(f"`alpha` must lie in [0, 1], got {alpha.tolist()}.")
+        arrays = {name: _checked(name, value, indices.shape) for name, value in values.items()}
         for name, array in arrays.items():
             getattr(self, name)[indices] = array
         self.version += 1
@@ -111,6 +113,18 @@ class StateTensor:
         for name, (dtype, _) in _FIELDS.items():
             setattr(self, name, np.asarray(state[name], dtype=dtype))
         self.version += 1
+
+
+def _checked(name: str, value: Any, shape: tuple[int, ...]) -> np.ndarray:
+    """New values of a field, in its dtype; refused if it can't hold them."""
+    dtype = _FIELDS[name][0]
+    given = np.asarray(value)
+    array = given.astype(dtype)
+    if name == "alpha" and not np.all((array >= 0) & (array <= 1)):
+        raise ValueError(f"`alpha` must lie in [0, 1], got {given.tolist()}.")
+    if name != "alpha" and not np.array_equal(array, given):
+        raise ValueError(f"`{name}` holds values of {np.dtype(dtype).name}, got {given.tolist()}.")
+    return np.broadcast_to(array, shape)
 
 
 class LogicalSeed:

@@ -78,7 +78,7 @@ def _pack(chunks: ChunkManager, alpha: np.ndarray, live: np.ndarray) -> tuple[np
     packed[:n] = np.ascontiguousarray(alpha, dtype=np.float32).view(np.int32)
     bounds, start = [], 2 * n
     for group in chunks.groups:
-        first, stop = np.searchsorted(live, (group.first_chunk, group.first_chunk + group.count))
+        first, stop = np.searchsorted(live, (group.first_chunk, group.first_chunk + group.size))
         rows = live[first:stop]
         packed[start : start + rows.size] = rows - group.first_chunk
         packed[n + rows] = np.arange(rows.size)

@@ -109,12 +109,10 @@ def backward_(
     return grads
 
 
-def _groups(
-    networks: ChunkMLPs, active: ActiveSet, sparse: bool
-) -> Iterator[tuple[ChunkGroup, Tensor | None, Tensor]]:
+def _groups(networks: ChunkMLPs, active: ActiveSet, sparse: bool) -> Iterator[tuple[ChunkGroup, Tensor | None, Tensor]]:
     """Each group, its live rows (None for all) and their alpha ``(R, 1, 1)``."""
     for group, rows in zip(networks.chunks.groups, active.rows, strict=True):
-        alpha = active.alpha.narrow(0, group.first_chunk, group.count)
+        alpha = active.alpha.narrow(0, group.first_chunk, group.size)
         if sparse:
             yield group, rows, alpha.index_select(0, rows).view(-1, 1, 1)
         else:
@@ -144,7 +142,12 @@ def _add(columns: Tensor, group: ChunkGroup, rows: Tensor | None, a: Tensor, b: 
 
 
 def _rows_of(
-    networks: ChunkMLPs, weights: list[Tensor], group: ChunkGroup, rows: Tensor | None, alpha: Tensor, dtype: torch.dtype
+    networks: ChunkMLPs,
+    weights: list[Tensor],
+    group: ChunkGroup,
+    rows: Tensor | None,
+    alpha: Tensor,
+    dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Parameters of the live chunks of a group, alpha in ``w_out``, in the dtype of the activations."""
     w_in, b_in, w_out = networks.group_weights(weights, group)
@@ -159,7 +162,7 @@ def _store(
     """Write the gradients of a group's weights; the padding of narrow chunks gets zero."""
     padded = group.width < chunks.max_width
     for index, (grad, part) in enumerate(zip(grads, parts, strict=True)):
-        block = grad.narrow(0, group.first_chunk, group.count)
+        block = grad.narrow(0, group.first_chunk, group.size)
         axis = {0: 2, 2: 1}.get(index)  # the axis of `w_in` and `w_out` that runs over features
         if axis is not None and padded:
             block.narrow(axis, group.width, 1).zero_()
@@ -168,4 +171,3 @@ def _store(
             block.copy_(part)
         else:
             block.index_add_(0, rows, part.to(block.dtype))
-

@@ -101,7 +101,7 @@ def choose_backend(y: Tensor, networks: ChunkMLPs) -> Backend:
     width, device, dtype = networks.chunks.max_width, y.device.type, y.dtype
     for regime in REGIMES:
         fits = width <= regime.max_width and networks.hidden <= regime.max_hidden
-        if fits and regime.device == device and dtype in regime.dtypes:
-            if regime.backend is not Backend.FUSED or _fused_allowed(dtype):
-                return regime.backend
+        allowed = regime.backend is not Backend.FUSED or _fused_allowed(dtype)
+        if fits and allowed and regime.device == device and dtype in regime.dtypes:
+            return regime.backend
     return Backend.REFERENCE

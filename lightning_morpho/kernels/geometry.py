@@ -33,7 +33,7 @@ class ChunkMLPs:
     def group_weights(self, weights: list[Tensor], group: ChunkGroup) -> tuple[Tensor, Tensor, Tensor]:
         """Views of a bed's parameters for chunks of one width, without the padding of narrow ones."""
         w_in, b_in, w_out = weights
-        chunks = slice(group.first_chunk, group.first_chunk + group.count)
+        chunks = slice(group.first_chunk, group.first_chunk + group.size)
         return w_in[chunks, :, : group.width], b_in[chunks], w_out[chunks, : group.width]
 
 

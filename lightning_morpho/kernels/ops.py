@@ -56,14 +56,14 @@ def add_chunk_mlps(
     """
     if y.numel() == 0:
         # Keeps the graph: an empty batch still gives every parameter a gradient of zero.
-        return y + sum(w.sum() for w in weights).to(y.dtype) * 0  # type: ignore[union-attr]
+        return y + torch.stack([w.sum() for w in weights]).sum().to(y.dtype) * 0
     if torch.compiler.is_compiling():
         alphas = [entry.alpha for entry in active]
         sizes = [networks.spatial, networks.chunks.num_chunks, networks.hidden]
         return chunk_mlps(y, list(weights), alphas, sizes, networks.activation, backend.value)
     work = _plan_work(y, networks, active, backend, disjoint)
     if torch.is_grad_enabled() and (y.requires_grad or any(w.requires_grad for w in weights)):
-        return _AddChunkMLPs.apply(y, work, *weights)  # type: ignore[no-any-return]
+        return _AddChunkMLPs.apply(y, work, *weights)
     # Nothing is kept for a backward pass, so one pass in place is the cheapest whatever is live.
     return replace(work, in_place=work.owned).forward(y, weights, keep=False)[0]
 
@@ -136,15 +136,13 @@ def _kernels_of(backend: Backend) -> ModuleType:
     return batched
 
 
-def _plan_work(
-    y: Tensor, networks: ChunkMLPs, active: Sequence[ActiveSet], backend: Backend, disjoint: bool
-) -> _Work:
+def _plan_work(y: Tensor, networks: ChunkMLPs, active: Sequence[ActiveSet], backend: Backend, disjoint: bool) -> _Work:
     """Choose between in place and out of place, live chunks alone and all of them."""
     kernels = _kernels_of(backend)
     capturing = y.is_cuda and torch.cuda.is_current_stream_capturing()
     if capturing:
         for entry in active:
-            entry.pin()
+            entry.pinned = True
     share = sum(entry.share for entry in active)
     # A view's gradient is its base's business. Where beds meet in a chunk, the first must not overwrite
     # what the next one reads.
@@ -176,9 +174,7 @@ class _AddChunkMLPs(torch.autograd.Function):
 
 
 # ---------------------------------------------------------------- the registered operator
-def _dense_work(
-    y: Tensor, alphas: Sequence[Tensor], sizes: Sequence[int], activation: str, backend: str
-) -> _Work:
+def _dense_work(y: Tensor, alphas: Sequence[Tensor], sizes: Sequence[int], activation: str, backend: str) -> _Work:
     spatial, num_chunks, hidden = sizes
     chunks = ChunkManager(y.shape[-1 - spatial], num_chunks)
     active = tuple(ActiveSet.dense(alpha, len(chunks.groups)) for alpha in alphas)

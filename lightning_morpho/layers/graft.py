@@ -45,9 +45,13 @@ class GraftPlan:
         self._alphas = tuple(alphas)
         self._disjoint = len(alphas) == 1 or not (np.count_nonzero(np.stack(alphas), axis=0) > 1).any()
         self._networks = _networks(blueprint)
-        before = {} if previous is None else dict(zip(previous.beds, previous._active, strict=True))
+        before: dict[Bed, ActiveSet] = {}
+        if previous is not None:
+            before = dict(zip(previous.beds, previous._active, strict=True))
         device = next(self.beds[0].parameters()).device
-        self._active = [self._upload(rows, device, before.get(bed)) for bed, rows in zip(beds, alphas, strict=True)]
+        self._active: list[ActiveSet] = [
+            self._upload(rows, device, before.get(bed)) for bed, rows in zip(beds, alphas, strict=True)
+        ]
 
     def _upload(self, alpha: np.ndarray, device: torch.device, previous: ActiveSet | None = None) -> ActiveSet:
         return ActiveSet.upload(self.blueprint.site.chunks, alpha, device, previous)

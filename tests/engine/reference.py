@@ -7,7 +7,9 @@ from lightning_morpho.chunks import ChunkManager
 from lightning_morpho.kernels.activations import ACTIVATIONS
 
 
-def per_seed(y: Tensor, chunks: ChunkManager, beds: list[list[Tensor]], alphas: list[Tensor], activation: str) -> Tensor:
+def per_seed(
+    y: Tensor, chunks: ChunkManager, beds: list[list[Tensor]], alphas: list[Tensor], activation: str
+) -> Tensor:
     """``y (*, D)`` plus each bed's seeds; weights as the beds hold them, all of it in float64."""
     out = [y[..., slice(*chunks.bounds(c))] for c in range(chunks.num_chunks)]
     for (w_in, b_in, w_out), alpha in zip(beds, alphas, strict=True):
