@@ -53,7 +53,7 @@ _FULL = (torch.float32, torch.float64)
 REGIMES: tuple[Regime, ...] = (
     # Bandwidth decides up to 64 features a chunk; from 128 on cuBLAS does more of the work per byte.
     Regime(Backend.FUSED, "cuda", _HALF, 64, 128),
-    # Only where `torch.backends.cuda.matmul.allow_tf32` is set: IEEE float32 spills registers when fused.
+    # By three tf32 products each, as exact as IEEE float32 here; by one where tf32 is allowed.
     Regime(Backend.FUSED, "cuda", (torch.float32,), 32, 64),
     Regime(Backend.BATCHED, "cuda", (*_HALF, *_FULL), _ANY, _ANY),
     Regime(Backend.BATCHED, "cpu", (*_HALF, *_FULL), _ANY, _ANY),
@@ -63,28 +63,23 @@ REGIMES: tuple[Regime, ...] = (
 
 @cache
 def triton_problem() -> str | None:
-    """Why the fused kernels can't be used, None if they can. Logged once."""
+    """Why the fused kernels can't be used here, None if they can. Logged once."""
+    problem = _look_for_triton()
+    if problem is not None and torch.cuda.is_available():
+        log.warning("%s: seeds are computed by batched matrix products, several times slower.", problem)
+    return problem
+
+
+def _look_for_triton() -> str | None:
+    if not torch.cuda.is_available():
+        return "no CUDA device"
+    if torch.cuda.get_device_capability() < (8, 0):
+        return "the GPU is older than the Ampere generation"
     try:
-        importlib.import_module("lightning_morpho.kernels.triton")
+        importlib.import_module("lightning_morpho.kernels.triton").probe()
     except Exception as error:  # noqa: BLE001  a broken installation raises anything
-        problem = f"Triton is missing or broken ({type(error).__name__}: {error})"
-        log.info("%s: seeds are computed by batched matrix products.", problem)
-        return problem
+        return f"Triton is missing or broken ({type(error).__name__}: {error})"
     return None
-
-
-_failures: list[str] = []
-
-
-def report_failure(error: Exception) -> None:
-    """Turn the fused kernels off for this process: one of them failed to build or to start."""
-    _failures.append(f"{type(error).__name__}: {error}")
-    log.warning("A fused kernel failed (%s); from now on batched matrix products replace it.", _failures[-1])
-
-
-def _fused_allowed(dtype: torch.dtype) -> bool:
-    exact = dtype is not torch.float32 or torch.backends.cuda.matmul.allow_tf32
-    return exact and not _failures and triton_problem() is None
 
 
 def choose_backend(y: Tensor, networks: ChunkMLPs) -> Backend:
@@ -101,7 +96,7 @@ def choose_backend(y: Tensor, networks: ChunkMLPs) -> Backend:
     width, device, dtype = networks.chunks.max_width, y.device.type, y.dtype
     for regime in REGIMES:
         fits = width <= regime.max_width and networks.hidden <= regime.max_hidden
-        allowed = regime.backend is not Backend.FUSED or _fused_allowed(dtype)
-        if fits and allowed and regime.device == device and dtype in regime.dtypes:
+        fits = fits and regime.device == device and dtype in regime.dtypes
+        if fits and (regime.backend is not Backend.FUSED or triton_problem() is None):
             return regime.backend
     return Backend.REFERENCE

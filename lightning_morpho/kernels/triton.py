@@ -51,23 +51,11 @@ FORWARD = {32: _Launch(64, 4, 3, 1056), 64: _Launch(64, 4, 3, 1056)}
 BACKWARD = {32: _Launch(64, 4, 3, 528), 64: _Launch(128, 8, 2, 528)}
 """The best found on an H200, by the columns of a tile."""
 
-LAUNCH_BOUND = 1 << 22
-"""Elements of an activation below which wide and narrow chunks share one launch: it costs more than they do."""
 
-
-def _launches(
-    networks: ChunkMLPs, active: ActiveSet, sparse: bool, elements: int
-) -> list[tuple[ChunkGroup, Tensor, int, int]]:
-    """Groups of chunks to launch for: the group, its live rows, how many to compute, and its wide chunks.
-
-    The last is 0 for groups of one width; a group of two is described by the width of the wider.
-    """
-    chunks = networks.chunks
-    if chunks.num_wide and not sparse and elements <= LAUNCH_BOUND:
-        group = ChunkGroup(0, chunks.num_chunks, 0, chunks.max_width)
-        return [(group, active.rows[0], group.size, chunks.num_wide)]
-    pairs = zip(chunks.groups, active.rows, strict=True)
-    return [(group, rows, len(rows) if sparse else group.size, 0) for group, rows in pairs]
+def _launches(networks: ChunkMLPs, active: ActiveSet, sparse: bool) -> list[tuple[ChunkGroup, Tensor, int]]:
+    """Groups of chunks, each with its live rows and how many chunks to compute."""
+    pairs = zip(networks.chunks.groups, active.rows, strict=True)
+    return [(group, rows, len(rows) if sparse else group.size) for group, rows in pairs]
 
 
 def _tile_columns(group: ChunkGroup, hidden: int) -> int:
@@ -84,6 +72,14 @@ def _tiling(group: ChunkGroup, hidden: int, count: int, positions: int, launch: 
     steps = triton.cdiv(positions, block)
     each = triton.cdiv(steps, min(steps, max(1, launch.programs // tiles)))
     return _Tiling(pack, columns, units, tiles, block, triton.cdiv(steps, each), each * block)
+
+
+def probe() -> None:
+    """Build and start a kernel; raises whatever a broken installation raises."""
+    floats = torch.zeros(8, device="cuda")
+    finish_kernel[(1,)](
+        floats, floats, floats, floats, floats, floats, 1, 1, 1, 0, 1, 1, 1, False, 16, 1, num_warps=1
+    )  # fmt: skip
 
 
 def _precision(dtype: torch.dtype) -> str:
@@ -111,7 +107,7 @@ def forward_(
     layout = layout_of(networks.columns(source))
     assert layout is not None
     kept: list[Tensor] = []
-    for group, rows, count, wide in _launches(networks, active, sparse, source.numel()):
+    for group, rows, count in _launches(networks, active, sparse):
         launch = FORWARD[_tile_columns(group, networks.hidden)]
         t = _tiling(group, networks.hidden, count, layout.positions, launch)
         saved = source.new_empty((t.tiles, layout.positions, t.columns) if keep else 0)
@@ -121,10 +117,10 @@ def forward_(
             continue
         forward_kernel[t.tiles, t.splits](
             source, base, out, saved, *weights, rows, active.alpha,
-            layout.positions, t.split_rows, *layout[1:], group.first_feature, group.first_chunk, count, wide,
+            layout.positions, t.split_rows, *layout[1:], group.first_feature, group.first_chunk, count,
             networks.chunks.max_width, group.width, networks.hidden, t.pack,
             t.columns, t.units, t.block, networks.activation,
-            layout.inner == layout.positions, sparse, wide > 0, base is out, keep, base is source,
+            layout.inner == layout.positions, sparse, base is out, keep, base is source,
             _precision(source.dtype), num_warps=launch.warps, num_stages=launch.stages,
         )  # fmt: skip
     return kept
@@ -150,7 +146,7 @@ def backward_(
     layout = layout_of(networks.columns(grad))
     assert layout is not None
     grads = [torch.empty_like(w) for w in weights] if needs_weights else None
-    for index, (group, rows, count, wide) in enumerate(_launches(networks, active, sparse, grad.numel())):
+    for index, (group, rows, count) in enumerate(_launches(networks, active, sparse)):
         launch = BACKWARD[_tile_columns(group, networks.hidden)]
         t = _tiling(group, networks.hidden, count, layout.positions, launch)
         each = networks.hidden * (2 * group.width + 1)
@@ -161,21 +157,20 @@ def backward_(
             backward_kernel[t.tiles, t.splits](
                 source[index] if kept else source, grad, base, grad if out is None else out, partial,
                 *weights, rows, active.alpha,
-                layout.positions, t.split_rows, *layout[1:], group.first_feature, group.first_chunk, count, wide,
+                layout.positions, t.split_rows, *layout[1:], group.first_feature, group.first_chunk, count,
                 networks.chunks.max_width, group.width, networks.hidden, t.pack,
                 t.columns, t.units, t.block, networks.activation,
-                layout.inner == layout.positions, sparse, wide > 0, kept, base is grad, out is not None, needs_weights,
+                layout.inner == layout.positions, sparse, kept, base is grad, out is not None, needs_weights,
                 _precision(grad.dtype), num_warps=launch.warps, num_stages=launch.stages,
             )  # fmt: skip
         if grads is not None:
-            _finish_group(networks, group, wide, active, grads, partial, count, t.splits, sparse)
+            _finish_group(networks, group, active, grads, partial, count, t.splits, sparse)
     return grads
 
 
 def _finish_group(
     networks: ChunkMLPs,
     group: ChunkGroup,
-    wide: int,
     active: ActiveSet,
     grads: list[Tensor],
     partial: Tensor,
@@ -183,10 +178,10 @@ def _finish_group(
     splits: int,
     sparse: bool,
 ) -> None:
-    padded, block = networks.chunks.max_width, 256
+    padded, block = networks.chunks.max_width, 128
     elements = group.size * networks.hidden * (2 * padded + 1)
-    arguments: tuple[Any, ...] = (group.size, count, splits if count else 0, group.first_chunk, wide)
+    arguments: tuple[Any, ...] = (group.size, count, splits if count else 0, group.first_chunk)
     finish_kernel[(triton.cdiv(elements, block),)](
         partial, active.places, active.alpha, *grads, *arguments,
-        padded, group.width, networks.hidden, sparse, wide > 0, block, num_warps=4,
+        padded, group.width, networks.hidden, sparse, block, min(16, triton.next_power_of_2(splits)), num_warps=4,
     )  # fmt: skip

@@ -60,29 +60,30 @@ def _chunks_of(tile, at, rows, count, PACK: tl.constexpr, SPARSE: tl.constexpr):
 
 
 @triton.jit
-def _features_of(
-    tile, k, chunk, wide, PACK: tl.constexpr, WIDTH: tl.constexpr, SPARSE: tl.constexpr, UNEVEN: tl.constexpr
-):
-    """Feature of the group at each column of a tile, and whether the column is no padding."""
-    # The largest power of two that divides a chunk's width: so far loads stay wide.
-    RUN: tl.constexpr = WIDTH & -WIDTH
-    if UNEVEN:
-        feature = chunk * (WIDTH - 1) + tl.minimum(chunk, wide) + k % WIDTH
-        return feature, k % WIDTH < WIDTH - 1 + (chunk < wide)
-    elif SPARSE:
+def _features_of(tile, k, chunk, valid, count, PACK: tl.constexpr, WIDTH: tl.constexpr, SPARSE: tl.constexpr):
+    """Feature of the group at each column of a tile, and whether there is one.
+
+    Loads are as wide as the compiler can prove that neighbours are in order and share their mask.
+    """
+    if SPARSE:
+        RUN: tl.constexpr = WIDTH & -WIDTH
         feature = chunk * WIDTH + k % WIDTH
-        return tl.max_contiguous(tl.multiple_of(feature, RUN), RUN), k >= 0
+        return tl.max_contiguous(tl.multiple_of(feature, RUN), RUN), valid
     else:
-        return tile * (PACK * WIDTH) + k, k >= 0
+        feature = tile * (PACK * WIDTH) + k
+        live = feature < count * WIDTH
+        if PACK * WIDTH < k.shape[0]:
+            live &= k < PACK * WIDTH
+        return feature, live
 
 
 @triton.jit
 def forward_kernel(
     source, base, out, kept, w_in, b_in, w_out, rows, alpha,
-    positions, split_rows, inner, outer_stride, stride, feature_stride, first_feature, first_chunk, count, wide,
+    positions, split_rows, inner, outer_stride, stride, feature_stride, first_feature, first_chunk, count,
     PADDED: tl.constexpr, WIDTH: tl.constexpr, HIDDEN: tl.constexpr, PACK: tl.constexpr,
     COLUMNS: tl.constexpr, UNITS: tl.constexpr, BLOCK: tl.constexpr, ACTIVATION: tl.constexpr,
-    FLAT: tl.constexpr, SPARSE: tl.constexpr, UNEVEN: tl.constexpr, SKIP: tl.constexpr,
+    FLAT: tl.constexpr, SPARSE: tl.constexpr, SKIP: tl.constexpr,
     KEEP: tl.constexpr, SAME: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     tile = tl.program_id(0)
@@ -90,8 +91,7 @@ def forward_kernel(
     j = tl.arange(0, UNITS)
     chunk_k, live_k = _chunks_of(tile, k // WIDTH, rows, count, PACK, SPARSE)
     chunk_j, live_j = _chunks_of(tile, j // HIDDEN, rows, count, PACK, SPARSE)
-    feature, fits = _features_of(tile, k, chunk_k, wide, PACK, WIDTH, SPARSE, UNEVEN)
-    live_k &= fits
+    feature, live_k = _features_of(tile, k, chunk_k, live_k, count, PACK, WIDTH, SPARSE)
     alpha_k = tl.load(alpha + first_chunk + chunk_k, mask=live_k, other=0.0)
     gate = live_k & (alpha_k > 0)
     block = gate[:, None] & live_j[None, :] & ((k // WIDTH)[:, None] == (j // HIDDEN)[None, :])
@@ -129,10 +129,10 @@ def forward_kernel(
 @triton.jit
 def backward_kernel(
     source, grad, base, out, partial, w_in, b_in, w_out, rows, alpha,
-    positions, split_rows, inner, outer_stride, stride, feature_stride, first_feature, first_chunk, count, wide,
+    positions, split_rows, inner, outer_stride, stride, feature_stride, first_feature, first_chunk, count,
     PADDED: tl.constexpr, WIDTH: tl.constexpr, HIDDEN: tl.constexpr, PACK: tl.constexpr,
     COLUMNS: tl.constexpr, UNITS: tl.constexpr, BLOCK: tl.constexpr, ACTIVATION: tl.constexpr,
-    FLAT: tl.constexpr, SPARSE: tl.constexpr, UNEVEN: tl.constexpr, KEPT: tl.constexpr, SAME: tl.constexpr,
+    FLAT: tl.constexpr, SPARSE: tl.constexpr, KEPT: tl.constexpr, SAME: tl.constexpr,
     INPUT: tl.constexpr, WEIGHTS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     tile = tl.program_id(0)
@@ -140,8 +140,7 @@ def backward_kernel(
     j = tl.arange(0, UNITS)
     chunk_k, live_k = _chunks_of(tile, k // WIDTH, rows, count, PACK, SPARSE)
     chunk_j, live_j = _chunks_of(tile, j // HIDDEN, rows, count, PACK, SPARSE)
-    feature, fits = _features_of(tile, k, chunk_k, wide, PACK, WIDTH, SPARSE, UNEVEN)
-    live_k &= fits
+    feature, live_k = _features_of(tile, k, chunk_k, live_k, count, PACK, WIDTH, SPARSE)
     alpha_k = tl.load(alpha + first_chunk + chunk_k, mask=live_k, other=0.0)
     gate = live_k & (alpha_k > 0)
     block = gate[:, None] & live_j[None, :] & ((k // WIDTH)[:, None] == (j // HIDDEN)[None, :])
@@ -199,9 +198,9 @@ def backward_kernel(
 
 @triton.jit
 def finish_kernel(
-    partial, places, alpha, d_w_in, d_b_in, d_w_out, group_chunks, count, splits, first_chunk, wide,
-    PADDED: tl.constexpr, WIDTH: tl.constexpr, HIDDEN: tl.constexpr, SPARSE: tl.constexpr, UNEVEN: tl.constexpr,
-    BLOCK: tl.constexpr,
+    partial, places, alpha, d_w_in, d_b_in, d_w_out, group_chunks, count, splits, first_chunk,
+    PADDED: tl.constexpr, WIDTH: tl.constexpr, HIDDEN: tl.constexpr, SPARSE: tl.constexpr,
+    BLOCK: tl.constexpr, SPLITS: tl.constexpr,
 ):  # fmt: skip
     """Add up the splits' partial gradients; dormant chunks and the padding of narrow ones get zero."""
     EACH: tl.constexpr = HIDDEN * (2 * PADDED + 1)
@@ -225,14 +224,13 @@ def finish_kernel(
         (r // PADDED) * WIDTH + column,
         tl.where(in_b_in, HIDDEN * WIDTH + r - HIDDEN * PADDED, HIDDEN * (WIDTH + 1) + q),
     )
-    if UNEVEN:
-        live &= in_b_in | (column < WIDTH - 1 + (n < wide))
-    else:
-        live &= column < WIDTH
+    live &= column < WIDTH
     total = tl.zeros((BLOCK,), tl.float32)
-    for split in range(splits):
-        row = (split * count + place).to(tl.int64)
-        total += tl.load(partial + row * LENGTH + at, mask=live, other=0.0)
+    for first in range(0, splits, SPLITS):  # several at a time: one after another is a chain of waits
+        split = first + tl.arange(0, SPLITS)
+        row = (split[:, None] * count + place[None, :]).to(tl.int64)
+        mask = (split < splits)[:, None] & live[None, :]
+        total += tl.sum(tl.load(partial + row * LENGTH + at[None, :], mask=mask, other=0.0), 0)
     chunk = first_chunk + n
     tl.store(d_w_in + chunk * (HIDDEN * PADDED) + r, total, mask=inside & in_w_in)
     tl.store(d_b_in + chunk * HIDDEN + r - HIDDEN * PADDED, total, mask=inside & in_b_in)

@@ -12,14 +12,14 @@ from torch import Tensor
 
 from lightning_morpho.kernels.geometry import Layout
 
-BLOCK, COLUMNS, PROGRAMS = 32, 128, 1056
-"""Rows a step, features of a program, programs of a launch: the best found on an H200."""
+BLOCK, COLUMNS, PROGRAMS, WARPS, STAGES = 32, 128, 1056, 4, 3
+"""Rows a step, features of a program, programs of a launch, warps, pipeline depth: the best on an H200."""
 
 
 @triton.jit
 def _partial_moments(
     source, partial, positions, split_rows, inner, outer_stride, stride, feature_stride, features,
-    BLOCK: tl.constexpr, COLUMNS: tl.constexpr, FLAT: tl.constexpr,
+    BLOCK: tl.constexpr, COLUMNS: tl.constexpr, FLAT: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Sum, sum of squares and largest value of each feature, of what is left after the first position's."""
     k = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
@@ -31,7 +31,7 @@ def _partial_moments(
     largest = tl.full((BLOCK, COLUMNS), float("-inf"), tl.float32)
     start = tl.program_id(1) * split_rows
     stop = tl.minimum(start + split_rows, positions)
-    for row in range(start, stop, BLOCK):
+    for row in tl.range(start, stop, BLOCK, num_stages=STAGES):
         m = row + tl.arange(0, BLOCK)
         inside = m < stop
         if FLAT:
@@ -91,7 +91,7 @@ def accumulate_(source: Tensor, layout: Layout, count: Tensor, mean: Tensor, m2:
     new_count = torch.empty_like(count)
     _partial_moments[columns, splits](
         source, partial, layout.positions, each * BLOCK, *layout[1:], features,
-        BLOCK, COLUMNS, layout.inner == layout.positions, num_warps=4, num_stages=3,
+        BLOCK, COLUMNS, layout.inner == layout.positions, STAGES, num_warps=WARPS,
     )  # fmt: skip
     narrow = 32
     _merge_moments[(triton.cdiv(features, narrow),)](

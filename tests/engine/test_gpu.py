@@ -39,6 +39,12 @@ def test_fused_bfloat16_agrees_with_one_seed_at_a_time(problem):
     check(problem, torch.bfloat16, Backend.FUSED, device="cuda")
 
 
+@settings(max_examples=60, deadline=None)
+@given(problems())
+def test_fused_float32_agrees_with_one_seed_at_a_time(problem):
+    check(problem, torch.float32, Backend.FUSED, device="cuda")
+
+
 @settings(max_examples=20, deadline=None)
 @given(problems(least_features=16))
 def test_fused_float16_agrees_with_one_seed_at_a_time(problem):
@@ -59,12 +65,13 @@ def test_batched_float32_agrees_with_one_seed_at_a_time(problem):
 
 @pytest.mark.parametrize("features, seeds", [(2048, 1000), (512, 8), (1024, 16), (4096, 1024), (640, 9)])
 @pytest.mark.parametrize("share", [0.05, 1.0])
-def test_fused_agrees_at_sizes_that_are_used(features, seeds, share):
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_dispatched_path_agrees_at_sizes_that_are_used(features, seeds, share, dtype):
     problem = {
         "features": features, "seeds": seeds, "lead": (700,), "hidden": 2 * -(-features // seeds), "beds": 1,
         "share": share, "activation": "gelu", "spatial": 0, "strided": False, "random": 1,
     }  # fmt: skip
-    check(problem, torch.bfloat16, device="cuda")
+    check(problem, dtype, device="cuda")
 
 
 def test_a_dormant_layer_never_waits_for_the_device():
