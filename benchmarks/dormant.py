@@ -1,7 +1,5 @@
 """What a layer whose seeds are all dormant costs, with and without telemetry."""
 
-from collections.abc import Callable
-
 import torch
 from torch import nn
 
@@ -11,10 +9,9 @@ from lightning_morpho import ChunkStatistics, HybridKasminaLayer
 EVERY = 16
 
 
-def observed(layer: HybridKasminaLayer, make: Callable[[], Run]) -> Run:
+def observed(layer: HybridKasminaLayer, single: Run) -> Run:
     """One pass in sixteen is looked at, as the callback does it; timed as sixteen passes."""
     statistics = ChunkStatistics(layer.chunks).to(layer.weight.device)
-    single = make()
 
     def run() -> None:
         layer.morpho.observe(statistics.update)
@@ -46,7 +43,7 @@ def run(bench: Bench) -> None:
         for name, make in (("infer", inference), ("train", training_pass)):
             pair = {"bare": make(bare, x), "dormant": make(layer, x)}
             bench.compare(f"dormant, {name}", pair, **size)
-            looked = {"bare": sixteen(make(bare, x)), "telemetry 1 in 16": observed(layer, lambda m=make: m(layer, x))}
+            looked = {"bare": sixteen(make(bare, x)), "telemetry 1 in 16": observed(layer, make(layer, x))}
             bench.compare(f"dormant, {name}, x16", looked, **size)
 
 

@@ -9,7 +9,7 @@ without it where it is missing.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import triton
@@ -18,12 +18,16 @@ from torch import Tensor
 from lightning_morpho.chunks import ChunkGroup
 from lightning_morpho.kernels.active import ActiveSet
 from lightning_morpho.kernels.geometry import ChunkMLPs, layout_of
+from lightning_morpho.kernels.launch import Launcher
 from lightning_morpho.kernels.triton_mlp import backward_kernel, finish_kernel, forward_kernel
 
 SPARSE_BELOW = 0.6
 """Share of live chunks below which tiles are packed from live chunks alone, at the price of narrower loads."""
 WRITES_ALL = True
 """A pass over all chunks writes every feature."""
+
+
+_FORWARD, _BACKWARD, _FINISH = Launcher(forward_kernel), Launcher(backward_kernel), Launcher(finish_kernel)
 
 
 class _Tiling(NamedTuple):
@@ -51,6 +55,9 @@ FORWARD = {32: _Launch(64, 4, 3, 1056), 64: _Launch(64, 4, 3, 1056)}
 BACKWARD = {32: _Launch(64, 4, 3, 528), 64: _Launch(128, 8, 2, 528)}
 """The best found on an H200, by the columns of a tile."""
 
+MOST_SPLITS = 128
+"""Each split leaves a partial gradient to add up."""
+
 
 def _launches(networks: ChunkMLPs, active: ActiveSet, sparse: bool) -> list[tuple[ChunkGroup, Tensor, int]]:
     """Groups of chunks, each with its live rows and how many chunks to compute."""
@@ -70,16 +77,14 @@ def _tiling(group: ChunkGroup, hidden: int, count: int, positions: int, launch: 
     tiles = triton.cdiv(max(count, 1), pack)
     block = min(launch.block, max(16, triton.next_power_of_2(positions)))
     steps = triton.cdiv(positions, block)
-    each = triton.cdiv(steps, min(steps, max(1, launch.programs // tiles)))
+    each = triton.cdiv(steps, min(steps, max(1, launch.programs // tiles), MOST_SPLITS))
     return _Tiling(pack, columns, units, tiles, block, triton.cdiv(steps, each), each * block)
 
 
 def probe() -> None:
     """Build and start a kernel; raises whatever a broken installation raises."""
     floats = torch.zeros(8, device="cuda")
-    finish_kernel[(1,)](
-        floats, floats, floats, floats, floats, floats, 1, 1, 1, 0, 1, 1, 1, False, 16, 1, num_warps=1
-    )  # fmt: skip
+    _FINISH((1, 1), (floats,) * 6, (1, 1, 1, 0, 1, 1, 1, False, 16, 1), warps=1)
 
 
 def _precision(dtype: torch.dtype) -> str:
@@ -115,13 +120,17 @@ def forward_(
             kept.append(saved)
         if not count:
             continue
-        forward_kernel[t.tiles, t.splits](
-            source, base, out, saved, *weights, rows, active.alpha,
-            layout.positions, t.split_rows, *layout[1:], group.first_feature, group.first_chunk, count,
-            networks.chunks.max_width, group.width, networks.hidden, t.pack,
-            t.columns, t.units, t.block, networks.activation,
-            layout.inner == layout.positions, sparse, base is out, keep, base is source,
-            _precision(source.dtype), num_warps=launch.warps, num_stages=launch.stages,
+        _FORWARD(
+            (t.tiles, t.splits),
+            (source, base, out, saved, *weights, rows, active.alpha),
+            (
+                layout.positions, t.split_rows, *layout[1:], group.first_feature, group.first_chunk, count,
+                networks.chunks.max_width, group.width, networks.hidden, t.pack, t.columns, t.units, t.block,
+                networks.activation, layout.inner == layout.positions, sparse, base is out, keep, base is source,
+                _precision(source.dtype),
+            ),
+            launch.warps,
+            launch.stages,
         )  # fmt: skip
     return kept
 
@@ -152,16 +161,21 @@ def backward_(
         each = networks.hidden * (2 * group.width + 1)
         shape = (t.splits, count, each) if needs_weights else 0
         partial = torch.empty(shape, dtype=torch.float32, device=grad.device)
-        kept = isinstance(source, list)
         if count:
-            backward_kernel[t.tiles, t.splits](
-                source[index] if kept else source, grad, base, grad if out is None else out, partial,
-                *weights, rows, active.alpha,
-                layout.positions, t.split_rows, *layout[1:], group.first_feature, group.first_chunk, count,
-                networks.chunks.max_width, group.width, networks.hidden, t.pack,
-                t.columns, t.units, t.block, networks.activation,
-                layout.inner == layout.positions, sparse, kept, base is grad, out is not None, needs_weights,
-                _precision(grad.dtype), num_warps=launch.warps, num_stages=launch.stages,
+            _BACKWARD(
+                (t.tiles, t.splits),
+                (
+                    source[index] if isinstance(source, list) else source, grad, base, grad if out is None else out,
+                    partial, *weights, rows, active.alpha,
+                ),
+                (
+                    layout.positions, t.split_rows, *layout[1:], group.first_feature, group.first_chunk, count,
+                    networks.chunks.max_width, group.width, networks.hidden, t.pack, t.columns, t.units, t.block,
+                    networks.activation, layout.inner == layout.positions, sparse, isinstance(source, list),
+                    base is grad, out is not None, needs_weights, _precision(grad.dtype),
+                ),
+                launch.warps,
+                launch.stages,
             )  # fmt: skip
         if grads is not None:
             _finish_group(networks, group, active, grads, partial, count, t.splits, sparse)
@@ -180,8 +194,12 @@ def _finish_group(
 ) -> None:
     padded, block = networks.chunks.max_width, 128
     elements = group.size * networks.hidden * (2 * padded + 1)
-    arguments: tuple[Any, ...] = (group.size, count, splits if count else 0, group.first_chunk)
-    finish_kernel[(triton.cdiv(elements, block),)](
-        partial, active.places, active.alpha, *grads, *arguments,
-        padded, group.width, networks.hidden, sparse, block, min(16, triton.next_power_of_2(splits)), num_warps=4,
+    _FINISH(
+        (triton.cdiv(elements, block), 1),
+        (partial, active.places, active.alpha, *grads),
+        (
+            group.size, count, splits if count else 0, group.first_chunk,
+            padded, group.width, networks.hidden, sparse, block, min(16, triton.next_power_of_2(splits)),
+        ),
+        warps=4,
     )  # fmt: skip

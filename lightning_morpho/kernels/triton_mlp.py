@@ -72,7 +72,7 @@ def _features_of(tile, k, chunk, valid, count, PACK: tl.constexpr, WIDTH: tl.con
     else:
         feature = tile * (PACK * WIDTH) + k
         live = feature < count * WIDTH
-        if PACK * WIDTH < k.shape[0]:
+        if k.shape[0] > PACK * WIDTH:
             live &= k < PACK * WIDTH
         return feature, live
 

@@ -11,9 +11,10 @@ import triton.language as tl
 from torch import Tensor
 
 from lightning_morpho.kernels.geometry import Layout
+from lightning_morpho.kernels.launch import Launcher
 
-BLOCK, COLUMNS, PROGRAMS, WARPS, STAGES = 32, 128, 1056, 4, 3
-"""Rows a step, features of a program, programs of a launch, warps, pipeline depth: the best on an H200."""
+BLOCK, BYTES, PROGRAMS = 4, 2048, 528
+"""Rows a step, bytes of a row that a program reads, programs of a launch: the best on an H200."""
 
 
 @triton.jit
@@ -80,22 +81,33 @@ def _merge_moments(
         tl.store(new_count, seen + positions)
 
 
+_PARTIAL, _MERGE = Launcher(_partial_moments), Launcher(_merge_moments)
+
+
 def accumulate_(source: Tensor, layout: Layout, count: Tensor, mean: Tensor, m2: Tensor, largest: Tensor) -> Tensor:
     """Merge the moments of ``source (*, D)`` into ``mean``, ``m2`` and ``largest`` in place; gives the new count."""
     features = mean.numel()
-    columns = triton.cdiv(features, COLUMNS)
+    width = min(BYTES // source.element_size(), triton.next_power_of_2(features))
+    columns = triton.cdiv(features, width)
     steps = triton.cdiv(layout.positions, BLOCK)
     each = triton.cdiv(steps, min(steps, max(1, PROGRAMS // columns), 256))
     splits = triton.cdiv(steps, each)
     partial = torch.empty((splits, 3, features), dtype=torch.float32, device=source.device)
     new_count = torch.empty_like(count)
-    _partial_moments[columns, splits](
-        source, partial, layout.positions, each * BLOCK, *layout[1:], features,
-        BLOCK, COLUMNS, layout.inner == layout.positions, STAGES, num_warps=WARPS,
+    _PARTIAL(
+        (columns, splits),
+        (source, partial),
+        (
+            layout.positions, each * BLOCK, *layout[1:], features,
+            BLOCK, width, layout.inner == layout.positions, 3,
+        ),
+        warps=4,
     )  # fmt: skip
     narrow = 32
-    _merge_moments[(triton.cdiv(features, narrow),)](
-        source, partial, count, mean, m2, largest, new_count, layout.positions, splits, layout.feature_stride, features,
-        narrow, triton.next_power_of_2(splits), num_warps=4,
-    )  # fmt: skip
+    _MERGE(
+        (triton.cdiv(features, narrow), 1),
+        (source, partial, count, mean, m2, largest, new_count),
+        (layout.positions, splits, layout.feature_stride, features, narrow, triton.next_power_of_2(splits)),
+        warps=4,
+    )
     return new_count
