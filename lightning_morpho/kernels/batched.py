@@ -1,4 +1,8 @@
-"""Seeds as batched matrix products, one batch entry a live chunk, with a hand-written backward pass."""
+"""Seeds as batched matrix products, one batch entry a live chunk, with a hand-written backward pass.
+
+Positions run along the last axis of a batch entry: for chunks of a few features a CPU multiplies ``(hidden,
+width)`` by ``(width, M)`` ten times as fast as ``(M, width)`` by ``(width, hidden)``.
+"""
 
 from __future__ import annotations
 
@@ -42,22 +46,21 @@ def forward_(
         keep: Whether to return what the seeds read, for the backward pass; else the list is empty.
 
     Returns:
-        For each group of chunks, what its live seeds read, ``(R, M, width)``.
+        For each group of chunks, what its live seeds read, ``(R, width, M)``.
     """
     assert base is out
     kept: list[Tensor] = []
     columns, target = networks.columns(source), networks.columns(out)
     for group, rows, alpha in _groups(networks, active, sparse):
-        x = _take(columns, group, rows)
+        x = _take(columns, group, rows, copy=keep)
         if keep:
-            x = x.clone() if rows is None else x
             kept.append(x)
         if not len(x):
             continue
         w_in, b_in, w_out = _rows_of(networks, weights, group, rows, alpha, x.dtype)
-        h = torch.baddbmm(b_in.unsqueeze(1), x, w_in.transpose(1, 2))
+        h = torch.baddbmm(b_in.unsqueeze(2), w_in, x)
         a = ACTIVATIONS[networks.activation].forward(h)
-        _add(target, group, rows, a, w_out.transpose(1, 2))
+        _add(target, group, rows, torch.bmm(w_out, a))
     return kept
 
 
@@ -98,13 +101,13 @@ def backward_(
         g = _take(columns, group, rows)
         w_in, b_in, w_out = _rows_of(networks, weights, group, rows, alpha, x.dtype)
         activation = ACTIVATIONS[networks.activation]
-        h = torch.baddbmm(b_in.unsqueeze(1), x, w_in.transpose(1, 2))
-        dh = activation.backward(torch.bmm(g, w_out), h)
+        h = torch.baddbmm(b_in.unsqueeze(2), w_in, x)
+        dh = activation.backward(torch.bmm(w_out.transpose(1, 2), g), h)
         if out is not None:
-            _add(networks.columns(out), group, rows, dh, w_in)
+            _add(networks.columns(out), group, rows, torch.bmm(w_in.transpose(1, 2), dh))
         if grads is not None:
             a = activation.forward(h)
-            parts = torch.bmm(dh.transpose(1, 2), x), dh.sum(1), torch.bmm(g.transpose(1, 2), a) * alpha
+            parts = torch.bmm(dh, x.transpose(1, 2)), dh.sum(2), torch.bmm(g, a.transpose(1, 2)) * alpha
             _store(networks.chunks, grads, group, rows, parts)
     return grads
 
@@ -119,22 +122,22 @@ def _groups(networks: ChunkMLPs, active: ActiveSet, sparse: bool) -> Iterator[tu
             yield group, None, alpha.view(-1, 1, 1)
 
 
-def _take(columns: Tensor, group: ChunkGroup, rows: Tensor | None) -> Tensor:
-    """Live chunks as a batch: ``(*, D)`` to ``(R, M, width)``."""
+def _take(columns: Tensor, group: ChunkGroup, rows: Tensor | None, *, copy: bool = False) -> Tensor:
+    """Live chunks as a batch: ``(*, D)`` to ``(R, width, M)``."""
     chunks = ChunkManager.group_view(columns, group)
     if rows is not None:
         chunks = chunks.index_select(-2, rows)
-    return chunks.flatten(0, -3).transpose(0, 1)
+    batch = chunks.flatten(0, -3).permute(1, 2, 0)
+    # A GPU multiplies strided views as fast; a CPU does not.
+    if copy or batch.device.type == "cpu":
+        batch = batch.clone(memory_format=torch.contiguous_format)
+    return batch
 
 
-def _add(columns: Tensor, group: ChunkGroup, rows: Tensor | None, a: Tensor, b: Tensor) -> None:
-    """Add the product of two batches to the live chunks of ``columns``, in place."""
+def _add(columns: Tensor, group: ChunkGroup, rows: Tensor | None, delta: Tensor) -> None:
+    """Add ``delta (R, width, M)`` to the live chunks of ``columns``, in place."""
     chunks = ChunkManager.group_view(columns, group)
-    if rows is None and chunks.ndim == 3:
-        chunks.transpose(0, 1).baddbmm_(a, b)
-        return
-    delta = torch.bmm(a, b).transpose(0, 1)
-    delta = delta.reshape(*chunks.shape[:-2], *delta.shape[-2:])
+    delta = delta.permute(2, 0, 1).reshape(*chunks.shape[:-2], *delta.shape[:2])
     if rows is None:
         chunks.add_(delta)
     else:

@@ -6,7 +6,6 @@ from typing import Any
 
 from torch import Tensor
 
-
 _MOST_KINDS = 4096
 """Launches to remember; batches of ever new lengths must not fill the memory."""
 
