@@ -127,7 +127,7 @@ def _take(columns: Tensor, group: ChunkGroup, rows: Tensor | None, *, copy: bool
     chunks = ChunkManager.group_view(columns, group)
     if rows is not None:
         chunks = chunks.index_select(-2, rows)
-    batch = chunks.reshape(-1, *chunks.shape[-2:]).permute(1, 2, 0)
+    batch = chunks.unsqueeze(0).flatten(0, -3).permute(1, 2, 0)
     # A GPU multiplies strided views as fast; a CPU does not.
     if copy or batch.device.type == "cpu":
         batch = batch.clone(memory_format=torch.contiguous_format)
