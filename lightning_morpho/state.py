@@ -124,7 +124,7 @@ def _checked(name: str, value: Any, shape: tuple[int, ...]) -> np.ndarray:
         raise ValueError(f"`alpha` must lie in [0, 1], got {given.tolist()}.")
     if name != "alpha" and not np.array_equal(array, given):
         raise ValueError(f"`{name}` holds values of {np.dtype(dtype).name}, got {given.tolist()}.")
-    return np.broadcast_to(array, shape)
+    return array if array.ndim == 0 else np.broadcast_to(array, shape)
 
 
 class LogicalSeed:

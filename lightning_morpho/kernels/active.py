@@ -15,23 +15,21 @@ from lightning_morpho.chunks import ChunkManager
 class ActiveSet:
     """The live chunks of one bed, on the device.
 
-    A CUDA graph that was captured with a set reads only its alpha, and the set's successors write into the
-    same memory: so the graph goes on with whatever is live.
+    A CUDA graph that was captured with a set reads only its alpha, and the set's successors write theirs into
+    the same memory: so the graph goes on with whatever is live.
 
     Attributes:
         share: Live chunks as a fraction of all.
         alpha: Blend weight of each chunk, float32 ``(N,)``; 0 where nothing lives.
-        places: Place of each chunk among its group's rows, int32 ``(N,)``, -1 for none.
-        rows: Live chunks of each group, counted from its first, int32.
-        buffer: The memory that holds all three.
-        pinned: Whether a captured graph reads it.
+        places: Place of each chunk among its group's rows, int32 ``(N,)``, -1 for none; empty if all live.
+        rows: Live chunks of each group, counted from its first, int32; empty if all live.
+        pinned: Whether a captured graph reads its alpha.
     """
 
     share: float
     alpha: Tensor
     places: Tensor
     rows: tuple[Tensor, ...]
-    buffer: Tensor
     pinned: bool = False
 
     @classmethod
@@ -54,28 +52,31 @@ class ActiveSet:
         n = alpha.size
         live = np.flatnonzero(alpha > 0)
         packed, bounds = _pack(chunks, alpha, live)
-        host = torch.from_numpy(packed)
-        pinned = previous is not None and previous.pinned and previous.buffer.device == device
-        # Only what a graph reads is overwritten: a backward pass that is under way keeps its own set.
-        if pinned and previous is not None:
-            buffer = previous.buffer.copy_(host, non_blocking=True)
-        else:
-            buffer = host.to(device, non_blocking=True)
+        buffer = torch.from_numpy(packed).to(device, non_blocking=True)
+        fresh = buffer[:n].view(torch.float32)
         rows = tuple(buffer[start:stop] for start, stop in bounds)
-        return cls(live.size / n, buffer[:n].view(torch.float32), buffer[n : 2 * n], rows, buffer, pinned)
+        # Only what a graph reads is overwritten: a backward pass that is under way keeps its own set.
+        pinned = previous is not None and previous.pinned and previous.alpha.device == device
+        if pinned and previous is not None:
+            fresh = previous.alpha.copy_(fresh)
+        return cls(live.size / n, fresh, buffer[n : 2 * n], rows, pinned)
 
     @classmethod
     def dense(cls, alpha: Tensor, groups: int) -> ActiveSet:
         """All chunks, as far as their alpha lets them."""
         empty = torch.empty(0, dtype=torch.int32, device=alpha.device)
-        return cls(1.0, alpha, empty, (empty,) * groups, alpha)
+        return cls(1.0, alpha, empty, (empty,) * groups)
 
 
 def _pack(chunks: ChunkManager, alpha: np.ndarray, live: np.ndarray) -> tuple[np.ndarray, list[tuple[int, int]]]:
-    """Alpha's bits, places and rows as one int32 array ``(3 N,)``, and where each group's rows lie."""
+    """Alpha's bits, places and rows as one int32 array, and where each group's rows lie."""
     n = alpha.size
-    packed = np.full(3 * n, -1, dtype=np.int32)
-    packed[:n] = np.ascontiguousarray(alpha, dtype=np.float32).view(np.int32)
+    bits = np.ascontiguousarray(alpha, dtype=np.float32).view(np.int32)
+    if live.size == n:  # nobody looks for the rows of a full set
+        return bits, [(n, n)] * len(chunks.groups)
+    packed = np.empty(2 * n + live.size, dtype=np.int32)
+    packed[:n] = bits
+    packed[n : 2 * n] = -1
     bounds, start = [], 2 * n
     for group in chunks.groups:
         first, stop = np.searchsorted(live, (group.first_chunk, group.first_chunk + group.size))

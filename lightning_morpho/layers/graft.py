@@ -66,7 +66,7 @@ class GraftPlan:
         Returns:
             Same shape as ``y``.
         """
-        if self._active[0].buffer.device != y.device:
+        if self._active[0].alpha.device != y.device:
             self._active = [self._upload(rows, y.device) for rows in self._alphas]
         if self._networks is None:
             return self._by_reference(x, y)
