@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import importlib.metadata
 import json
 import platform
 import statistics
@@ -165,9 +167,9 @@ def machine(device: torch.device) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
     }
     if device.type == "cuda":
-        import triton
-
-        facts |= {"gpu": torch.cuda.get_device_name(device), "triton": triton.__version__, "cuda": torch.version.cuda}
+        facts |= {"gpu": torch.cuda.get_device_name(device), "cuda": torch.version.cuda}
+        with contextlib.suppress(ImportError):
+            facts["triton"] = importlib.metadata.version("triton")
     return facts
 
 
