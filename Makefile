@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := test
-.PHONY: demo test quick lint
+.PHONY: demo test quick lint bench
 
 # Stamps: an extra is installed again only when what it depends on has changed.
 .venv/.installed-%: pyproject.toml constraints.txt
@@ -26,3 +26,7 @@ lint: .venv/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+bench: .venv/.installed-dev
+	for name in chunks state dormant active telemetry scaling train_step; do \
+		$(BIN)/python -m benchmarks.$$name --json benchmarks/results/local/$$name.json || exit 1; done

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal
+from functools import cached_property
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,6 +18,22 @@ def auto_num_chunks(num_features: int) -> int:
         [1, 1, 15, 1024]
     """
     return min(max(num_features // 64, 1), 1024)
+
+
+class ChunkGroup(NamedTuple):
+    """A run of chunks of one width.
+
+    Attributes:
+        first_chunk: Index of its first chunk.
+        size: Its chunks, ``>= 1``.
+        first_feature: First feature of its first chunk.
+        width: Features of each of them.
+    """
+
+    first_chunk: int
+    size: int
+    first_feature: int
+    width: int
 
 
 class ChunkManager:
@@ -65,6 +82,18 @@ class ChunkManager:
         """Width of the widest chunk, in features."""
         return self.width + (self.num_wide > 0)
 
+    @cached_property
+    def groups(self) -> tuple[ChunkGroup, ...]:
+        """The wide chunks, if there are any, and the narrow ones.
+
+        Example:
+            >>> [tuple(group) for group in ChunkManager(10, 3).groups]
+            [(0, 1, 0, 4), (1, 2, 4, 3)]
+        """
+        boundary = self.num_wide * (self.width + 1)
+        narrow = ChunkGroup(self.num_wide, self.num_chunks - self.num_wide, boundary, self.width)
+        return (ChunkGroup(0, self.num_wide, 0, self.width + 1), narrow) if self.num_wide else (narrow,)
+
     def check_index(self, chunk: int) -> None:
         """Refuse what is not a chunk index.
 
@@ -105,9 +134,21 @@ class ChunkManager:
             ``(*, N - num_wide, width)``.
         """
         self._check_axis(x)
+        *lead, features = x.shape
+        if not self.num_wide:
+            return None, x.view(*lead, self.num_chunks, self.width)
         boundary = self.num_wide * (self.width + 1)
-        wide = x[..., :boundary].unflatten(-1, (self.num_wide, self.width + 1)) if self.num_wide else None
-        return wide, x[..., boundary:].unflatten(-1, (self.num_chunks - self.num_wide, self.width))
+        wide, narrow = x.split_with_sizes((boundary, features - boundary), -1)
+        return wide.view(*lead, self.num_wide, self.width + 1), narrow.view(
+            *lead, self.num_chunks - self.num_wide, self.width
+        )
+
+    @staticmethod
+    def group_view(x: Tensor, group: ChunkGroup) -> Tensor:
+        """View of one group's chunks: ``(*, D)`` to ``(*, size, width)``."""
+        _, size, first, width = group
+        columns = x if size * width == x.shape[-1] else x.narrow(-1, first, size * width)
+        return columns.view(*x.shape[:-1], size, width)
 
     def split_list(self, x: Tensor) -> list[Tensor]:
         """The chunks of the last axis as a list of N views ``(*, width of the chunk)``."""

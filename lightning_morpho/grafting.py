@@ -29,6 +29,22 @@ def blend_add(host: Tensor, delta: Tensor, alpha: Tensor) -> Tensor:
     return torch.addcmul(host, alpha.to(host.dtype), delta.to(host.dtype))
 
 
+def weighted(outgoing: Tensor, alpha: Tensor) -> Tensor:
+    """Outgoing weights times alpha; where alpha is 0 exactly 0, even if a seed has diverged to infinity.
+
+    Args:
+        outgoing: ``(out_features, ...)``.
+        alpha: Blend weight of each output feature in [0, 1], ``(out_features,)``.
+
+    Example:
+        >>> weighted(torch.tensor([[torch.inf], [2.0]]), torch.tensor([0.0, 0.5]))
+        tensor([[0.],
+                [1.]])
+    """
+    scale = alpha.to(outgoing.dtype).view(-1, *[1] * (outgoing.ndim - 1))
+    return torch.where(scale > 0, outgoing * scale, 0.0)
+
+
 def gather_chunks(columns: Tensor, chunks: ChunkManager) -> Tensor:
     """Stack all chunks: ``(*, D)`` to ``(N, M, max_width)``, narrow chunks padded with a zero.
 

@@ -133,7 +133,7 @@ def _checked_schedule(schedule: object) -> dict[int, float]:
     return dict(stages)
 
 
-FLAGS: dict[str, FlagConfig] = {"fused_kernels": FlagConfig(salt="fused_kernels")}
+FLAGS: dict[str, FlagConfig] = {"fused_kernels": FlagConfig(enabled=True, salt="fused_kernels")}
 """Flags beside ``chunked_layers``, with their defaults; see :func:`~lightning_morpho.rollout.register_flag`."""
 
 

@@ -69,29 +69,36 @@ class StateTensor:
 
     def where(self, *stages: Stage) -> np.ndarray:
         """Indices of the seeds in one of the stages."""
-        return np.flatnonzero(np.isin(self.stage, stages))
+        if not stages:
+            return np.empty(0, dtype=np.int64)
+        found = self.stage == np.uint8(stages[0])  # an IntEnum would be compared as int64
+        for stage in stages[1:]:
+            found |= self.stage == np.uint8(stage)
+        return np.flatnonzero(found)
 
     def update(self, seeds: Any, **values: Any) -> None:
         """Set fields of several seeds at once: all of it or, if anything is wrong, nothing.
 
         Args:
-            seeds: Indices of seeds, an integer or a sequence of them.
+            seeds: Indices of seeds, an integer or a sequence of them; not a mask.
             **values: New values by field name: one for all, or one a seed.
 
         Raises:
-            ValueError: For a seed out of range, an unknown field or an alpha outside [0, 1].
+            TypeError: If ``seeds`` holds no integers.
+            ValueError: For a seed out of range, an unknown field, an alpha outside [0, 1] or a value that
+                the field can't hold.
         """
-        indices = np.atleast_1d(np.asarray(seeds, dtype=np.int64))
-        bad = indices[(indices < 0) | (indices >= len(self))]
-        if bad.size:
+        indices = np.atleast_1d(np.asarray(seeds))
+        if indices.size and indices.dtype.kind not in "iu":
+            raise TypeError(f"`seeds` must be integer indices, got {indices.dtype.name}.")
+        indices = indices.astype(np.int64, copy=False)
+        if indices.size and not (indices.min() >= 0 and indices.max() < len(self)):
+            bad = indices[(indices < 0) | (indices >= len(self))]
             raise ValueError(f"`seeds` must lie in [0, {len(self) - 1}], got {bad.tolist()}.")
         unknown = values.keys() - _FIELDS.keys()
         if unknown:
             raise ValueError(f"Unknown state field {sorted(unknown)}; the fields are {sorted(_FIELDS)}.")
-        arrays = {name: np.broadcast_to(np.asarray(value), indices.shape) for name, value in values.items()}
-        alpha = arrays.get("alpha")
-        if alpha is not None and not np.all((alpha >= 0) & (alpha <= 1)):
-            raise ValueError(f"`alpha` must lie in [0, 1], got {alpha.tolist()}.")
+        arrays = {name: _checked(name, value, indices.shape) for name, value in values.items()}
         for name, array in arrays.items():
             getattr(self, name)[indices] = array
         self.version += 1
@@ -104,13 +111,27 @@ class StateTensor:
         """Restore what :meth:`to_dict` gave.
 
         Raises:
+            KeyError: If a field is missing; then nothing is loaded.
             ValueError: If the number of seeds is another one.
         """
         if len(state["stage"]) != len(self):
             raise ValueError(f"The state of {len(self)} seeds was expected, got {len(state['stage'])}.")
-        for name, (dtype, _) in _FIELDS.items():
-            setattr(self, name, np.asarray(state[name], dtype=dtype))
+        arrays = {name: np.asarray(state[name], dtype=dtype) for name, (dtype, _) in _FIELDS.items()}
+        for name, array in arrays.items():
+            setattr(self, name, array)
         self.version += 1
+
+
+def _checked(name: str, value: Any, shape: tuple[int, ...]) -> np.ndarray:
+    """New values of a field, in its dtype; refused if it can't hold them."""
+    dtype = _FIELDS[name][0]
+    given = np.asarray(value)
+    array = given.astype(dtype)
+    if name == "alpha" and not np.all((array >= 0) & (array <= 1)):
+        raise ValueError(f"`alpha` must lie in [0, 1], got {given.tolist()}.")
+    if name != "alpha" and not np.array_equal(array, given):
+        raise ValueError(f"`{name}` holds values of {np.dtype(dtype).name}, got {given.tolist()}.")
+    return array if array.ndim == 0 else np.broadcast_to(array, shape)
 
 
 class LogicalSeed:

@@ -514,7 +514,6 @@ def test_seed_culled_out_of_a_shared_bed_leaves_the_others_as_they_are(make_laye
     assert not bed.free and all(p.requires_grad and p.any() for p in bed.parameters())
 
 
-@pytest.mark.xfail(strict=True, reason="bug: alpha 0 times infinity is NaN, so a diverged seed outlives its culling")
 @pytest.mark.parametrize("way_out", ["culled", "muted"])
 def test_diverged_seed_that_was_taken_out_no_longer_reaches_the_output(way_out, make_layer):
     layer = make_layer(alpha_step=1.0)

@@ -57,7 +57,6 @@ def test_update_sets_one_value_for_all_or_one_a_seed():
             [0],
             {"age": 1, "stage": "active"},
             "active",
-            marks=pytest.mark.xfail(strict=True, reason="bug: earlier fields are set before the cast of a later fails"),
         ),
     ],
 )
@@ -70,14 +69,12 @@ def test_wrong_update_changes_nothing(seeds, values, message):
     assert state.version == 0
 
 
-@pytest.mark.xfail(strict=True, reason="bug: values beyond a field's integer type wrap around in silence")
 @pytest.mark.parametrize("values", [{"stage": 300}, {"bed": 40_000}, {"errors": -1}])
 def test_value_that_does_not_fit_its_field_is_refused(values):
     with pytest.raises((ValueError, OverflowError)):
         StateTensor(3).update(0, **values)
 
 
-@pytest.mark.xfail(strict=True, reason="bug: a mask is read as the indices 0 and 1")
 def test_boolean_mask_selects_seeds_or_is_refused():
     state = StateTensor(3)
     try:
@@ -157,7 +154,6 @@ def test_state_of_another_number_of_seeds_is_refused_and_changes_nothing():
     assert len(state) == 2
 
 
-@pytest.mark.xfail(strict=True, reason="bug: an incomplete state is loaded up to the field that is missing")
 def test_incomplete_state_changes_nothing():
     state = StateTensor(2)
     saved = StateTensor(2).to_dict() | {"stage": [2, 2]}

@@ -14,7 +14,7 @@ from rich.console import Console
 from lightning_morpho import ChunkManager, ChunkStatistics, Stage
 from lightning_morpho.layers import Transition
 from lightning_morpho.telemetry import Event, SeedRecord, append_event, read_events, seed_table
-from lightning_morpho.telemetry.functional import column_moments, merge_moments
+from lightning_morpho.telemetry.functional import Moments, column_moments, merge_moments
 
 
 def reference(sample: np.ndarray, chunks: int) -> dict[str, np.ndarray]:
@@ -152,13 +152,15 @@ def test_merged_moments_are_those_of_both_samples(m, n):
 
     def moments(sample):
         if not len(sample):
-            return torch.tensor(0), torch.zeros(2).double(), torch.zeros(2).double()
-        return torch.tensor(len(sample)), *column_moments(torch.from_numpy(sample))
+            nothing = torch.zeros(2).double()
+            return Moments(torch.tensor(0), nothing, nothing, torch.full((2,), -torch.inf).double())
+        return column_moments(torch.from_numpy(sample))
 
-    count, mean, m2 = merge_moments(*moments(a), *moments(b))
+    count, mean, m2, largest = merge_moments(moments(a), moments(b))
     both = np.concatenate([a, b])
     assert count.item() == m + n
     if len(both):
+        np.testing.assert_array_equal(largest, both.max(0))
         # The weight of the second sample is a float32 quotient: good to 6e-8, times a shift of at most 10.
         np.testing.assert_allclose(mean, both.mean(0), rtol=0, atol=1e-6)
         np.testing.assert_allclose(m2, ((both - both.mean(0)) ** 2).sum(0), rtol=1e-6, atol=1e-6)

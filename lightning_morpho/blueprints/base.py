@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import ClassVar, Literal
 
 import torch
@@ -103,6 +103,18 @@ class Blueprint(ABC):
             f"Blueprint `{self.kind}` has no plain form: give {type(self).__name__} a method `plain`, "
             "or cull its seeds before `export`."
         )
+
+    def merge(self, parameters: Sequence[Mapping[str, Tensor]], alphas: Sequence[Tensor]) -> dict[str, Tensor] | None:
+        """One network that gives the weighted sum of several, so that one launch does for all beds.
+
+        Args:
+            parameters: Parameters of each bed.
+            alphas: Blend weight of each output feature of each bed, ``(out_features,)``.
+
+        Returns:
+            Parameters for :meth:`grow`, None if this kind has no such form.
+        """
+        return None
 
     def numel(self) -> int:
         """Parameters of one bed."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from lightning_morpho.blueprints.base import ACTIVATION_MODULES, Blueprint, register_blueprint, uniform_
 from lightning_morpho.blueprints.plain import plain_layer, pointwise_layer
 from lightning_morpho.config import AUTO
+from lightning_morpho.grafting import weighted
 
 
 @register_blueprint("neurons")
@@ -54,6 +55,12 @@ class Neurons(Blueprint):
         """Layer input to layer output."""
         h = self.activation(self.site.project(source, parameters["w_in"], parameters["b_in"]))
         return self.site.pointwise(h, parameters["w_out"])
+
+    def merge(self, parameters: Sequence[Mapping[str, Tensor]], alphas: Sequence[Tensor]) -> dict[str, Tensor]:
+        """The units of all beds side by side, alpha folded into their outgoing weights."""
+        outgoing = [weighted(p["w_out"], alpha) for p, alpha in zip(parameters, alphas, strict=True)]
+        joined = {name: torch.cat([p[name] for p in parameters]) for name in ("w_in", "b_in")}
+        return joined | {"w_out": torch.cat(outgoing, dim=1)}
 
     def plain(self, parameters: Mapping[str, Tensor]) -> nn.Module:
         """A layer of the base layer's geometry, the activation, a pointwise layer."""

@@ -2,58 +2,111 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_morpho.blueprints import Blueprint
+from lightning_morpho.blueprints import Blueprint, ChunkMLP
 from lightning_morpho.grafting import blend_add, gather_chunks, scatter_chunks
+from lightning_morpho.kernels import ActiveSet, Backend, ChunkMLPs, add_chunk_mlps, choose_backend
+from lightning_morpho.kernels.ops import WEIGHTS
 from lightning_morpho.layers.beds import Bed
 
 
 class GraftPlan:
     """What the live beds of a layer add to its output. Rebuilt whenever a seed's state changes.
 
+    All decisions are made here, on the host; a forward pass reads nothing from the device. What the device
+    needs, which chunks are live and how strongly, goes there in one transfer a bed.
+
     Args:
         blueprint: Kind of network and geometry of the layer.
         beds: The live beds.
         alphas: Blend weight of each chunk of each of them, float32 ``(N,)``; 0 where it has no seed.
+        previous: The plan that this one replaces. A CUDA graph captured with it stays valid as long as
+            the same beds are live.
+        fused: Whether fused kernels may be used.
+
+    Attributes:
+        backend: What computed the last forward pass, None before the first.
     """
 
-    def __init__(self, blueprint: Blueprint, beds: Sequence[Bed], alphas: Sequence[np.ndarray]) -> None:
+    def __init__(
+        self,
+        blueprint: Blueprint,
+        beds: Sequence[Bed],
+        alphas: Sequence[np.ndarray],
+        previous: GraftPlan | None = None,
+        *,
+        fused: bool = True,
+    ) -> None:
         self.blueprint = blueprint
         self.beds = tuple(beds)
-        chunks = blueprint.site.chunks
-        self._alpha = [blueprint.site.per_feature(chunks.expand(torch.from_numpy(rows))) for rows in alphas]
+        self.backend: Backend | None = None
+        self._fused = fused
+        self._alphas = tuple(alphas)
+        self._disjoint = len(alphas) == 1 or not (np.count_nonzero(np.stack(alphas), axis=0) > 1).any()
+        self._networks = _networks(blueprint)
+        before: dict[Bed, ActiveSet] = {}
+        if previous is not None:
+            before = dict(zip(previous.beds, previous._active, strict=True))
+        device = next(self.beds[0].parameters()).device
+        self._active: list[ActiveSet] = [
+            self._upload(rows, device, before.get(bed)) for bed, rows in zip(beds, alphas, strict=True)
+        ]
+
+    def _upload(self, alpha: np.ndarray, device: torch.device, previous: ActiveSet | None = None) -> ActiveSet:
+        return ActiveSet.upload(self.blueprint.site.chunks, alpha, device, previous)
 
     def __call__(self, x: Tensor, y: Tensor) -> Tensor:
         """Add what the seeds give to the base layer's output; every seed reads ``y`` as it came.
 
         Args:
             x: The layer's input.
-            y: The base layer's output.
+            y: The base layer's output; it may be written into.
 
         Returns:
             Same shape as ``y``.
         """
-        out = y
-        for index, bed in enumerate(self.beds):
-            out = blend_add(out, self._contribution(bed, x, y), self._alpha_on(index, y.device))
+        if self._active[0].alpha.device != y.device:
+            self._active = [self._upload(rows, y.device) for rows in self._alphas]
+        if self._networks is None:
+            return self._by_reference(x, y)
+        backend = self.backend = choose_backend(y, self._networks, fused=self._fused)
+        if backend is Backend.REFERENCE:
+            return self._by_reference(x, y)
+        weights = [getattr(bed, name) for bed in self.beds for name in WEIGHTS]
+        return add_chunk_mlps(y, self._networks, weights, self._active, backend, disjoint=self._disjoint)
+
+    def _by_reference(self, x: Tensor, y: Tensor) -> Tensor:
+        """Any blueprint, in plain differentiable operations."""
+        site, out = self.blueprint.site, y
+        parameters = [bed.values() for bed in self.beds]
+        alphas = [site.chunks.expand(entry.alpha) for entry in self._active]
+        merged = self.blueprint.merge(parameters, alphas)
+        if merged is not None:
+            return y + self._contribution(merged, x, y)
+        for values, alpha in zip(parameters, alphas, strict=True):
+            out = blend_add(out, self._contribution(values, x, y), site.per_feature(alpha))
         return out
 
-    def _contribution(self, bed: Bed, x: Tensor, y: Tensor) -> Tensor:
+    def _contribution(self, parameters: Mapping[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
         site = self.blueprint.site
         if self.blueprint.source == "input":
-            return self.blueprint.grow(bed.values(), x)
+            return self.blueprint.grow(parameters, x)
         if self.blueprint.source == "output":
-            return self.blueprint.grow(bed.values(), y)
+            return self.blueprint.grow(parameters, y)
         columns = site.to_columns(y)
-        rows = self.blueprint.grow(bed.values(), gather_chunks(columns, site.chunks))
+        rows = self.blueprint.grow(parameters, gather_chunks(columns, site.chunks))
         return site.from_columns(scatter_chunks(rows, site.chunks, columns.shape))
 
-    def _alpha_on(self, index: int, device: torch.device) -> Tensor:
-        if self._alpha[index].device != device:
-            self._alpha[index] = self._alpha[index].to(device)
-        return self._alpha[index]
+
+def _networks(blueprint: Blueprint) -> ChunkMLPs | None:
+    """What the kernels need to know of a blueprint, None if they don't know its kind."""
+    if type(blueprint).grow is not ChunkMLP.grow:
+        return None
+    assert isinstance(blueprint, ChunkMLP)
+    site = blueprint.site
+    return ChunkMLPs(site.chunks, site.spatial, blueprint.hidden, blueprint.config.activation)

@@ -185,7 +185,14 @@ class SeedBeds(nn.Module):
     def _plan(self, live: list[int], alphas: list[np.ndarray]) -> GraftPlan | SpanPlan:
         if self.blueprint.source == "producer":
             return span_plan(self, live, alphas)
-        return GraftPlan(self.blueprint, [self._bed(i) for i in live], alphas)
+        previous = self.plan if isinstance(self.plan, GraftPlan) else None
+        return GraftPlan(
+            self.blueprint,
+            [self._bed(i) for i in live],
+            alphas,
+            previous,
+            fused=self.features.get("fused_kernels", True),
+        )
 
     def mute(self, chunks: Iterable[int]) -> None:
         """Take the current seeds of these chunks out of the output without touching their state.

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_morpho.blueprints import Span
-from lightning_morpho.grafting import blend_add
+from lightning_morpho.grafting import weighted
 from lightning_morpho.layers.beds import Bed
 from lightning_morpho.layers.links import Link, linkable, open_older_, open_younger_
 from lightning_morpho.layers.taps import Hidden, Tap
@@ -43,8 +43,7 @@ class SpanPlan:
         self.beds = beds
         self.links = list(links)
         self.inlets = tuple(inlets)
-        site = blueprint.site
-        self._alpha = [site.per_feature(site.chunks.expand(torch.from_numpy(rows))) for rows in alphas]
+        self._alpha = [blueprint.site.chunks.expand(torch.from_numpy(rows)) for rows in alphas]
         # A link hangs on a whole bed: it fades out with the last of the bed's chunks.
         self._strength = [torch.tensor(rows.max()) for rows in alphas]
 
@@ -65,7 +64,8 @@ class SpanPlan:
                 (before[i][0], link.weight * before[i][1].to(link.weight.dtype)) for i, link in self.links[position]
             ]
             units = self.blueprint.hidden_units(parameters, list(bed.norms), sources, links, training=bed.training)
-            out = blend_add(out, self.blueprint.grow(parameters, units), alpha)
+            parameters["w_out"] = weighted(parameters["w_out"], alpha)
+            out = out + self.blueprint.grow(parameters, units)
             hidden[index] = units, strength
         return out, hidden
 

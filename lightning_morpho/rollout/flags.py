@@ -177,7 +177,7 @@ def flag_enabled(
 
     Example:
         >>> flag_enabled("fused_kernels", "model", "net.0", RolloutConfig(), {})
-        (False, 'rollout is disabled')
+        (True, 'cohort bucket 55.42 is below 100 %')
     """
     flag, note = with_environment(name, flag_of(config, name), feature_environment(environment))
     on, why = decide_layer(model_id, layer, flag)

@@ -7,7 +7,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from lightning_morpho.chunks import ChunkManager
-from lightning_morpho.telemetry.functional import column_moments, merge_moments
+from lightning_morpho.telemetry.functional import Moments, add_sample, merge_moments
 
 
 class ChunkStatistics(Metric):
@@ -46,17 +46,16 @@ class ChunkStatistics(Metric):
 
     def update(self, columns: Tensor) -> None:
         """Add one sample of activations, ``(*, D)``."""
-        columns = columns.reshape(-1, self.chunks.num_features)
-        if not len(columns):
-            return
-        mean, m2 = column_moments(columns)
-        seen = torch.tensor(len(columns), device=columns.device)
-        self.count, self.mean, self.m2 = merge_moments(self.count, self.mean, self.m2, seen, mean, m2)
-        self.largest = torch.maximum(self.largest, columns.amax(0).to(self.largest.dtype))
+        if columns.shape[-1] != self.chunks.num_features:
+            raise ValueError(
+                f"`columns` must have {self.chunks.num_features} features last, got shape {tuple(columns.shape)}."
+            )
+        before = Moments(self.count, self.mean, self.m2, self.largest)
+        self.count, self.mean, self.m2, self.largest = add_sample(before, columns)
 
     def compute(self) -> dict[str, Tensor]:
         """``mean``, ``variance`` (mean over the chunk's features) and ``silent``, each ``(N,)``."""
-        count, mean, m2, largest = self._merged()
+        count, mean, m2, largest = self.moments()
         none = torch.where(count > 0, 0.0, torch.nan)
         return {
             "mean": self.chunks.reduce_mean(mean) + none,
@@ -64,11 +63,12 @@ class ChunkStatistics(Metric):
             "silent": self.chunks.reduce_mean((largest <= 0).to(mean.dtype)) + none,
         }
 
-    def _merged(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """States of all ranks as one; synchronised states come stacked, ``(ranks, ...)``."""
+    def moments(self) -> Moments:
+        """Moments of each feature over all ranks, exact: what :meth:`compute` summarises by chunk."""
         if self.count.ndim == 0:
-            return self.count, self.mean, self.m2, self.largest
-        count, mean, m2 = self.count[0], self.mean[0], self.m2[0]
-        for rank in range(1, len(self.count)):
-            count, mean, m2 = merge_moments(count, mean, m2, self.count[rank], self.mean[rank], self.m2[rank])
-        return count, mean, m2, self.largest.amax(0)
+            return Moments(self.count, self.mean, self.m2, self.largest)
+        # Synchronised states come stacked, `(ranks, ...)`.
+        first, *others = (Moments(*states) for states in zip(self.count, self.mean, self.m2, self.largest, strict=True))
+        for other in others:
+            first = merge_moments(first, other)
+        return first

@@ -75,7 +75,7 @@ def test_show_lists_flags_and_answers_scripts(flags, capsys, monkeypatch):
     assert main(["flags", "show", str(flags), "--is-on", "model/net.7"]) == 1
     printed = capsys.readouterr().out
     assert "chunked_layers: enabled True, percentage 100.0, unit layer" in printed
-    assert "fused_kernels: enabled False" in printed
+    assert "fused_kernels: enabled True" in printed
     assert "model/net.7: off, on the blocklist (`net.7`) (MORPHO_FEATURE_CHUNKED_LAYERS=100%)" in printed
 
 

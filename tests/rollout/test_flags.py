@@ -114,7 +114,7 @@ def test_registered_flag_becomes_a_key_and_reaches_the_layers(make_net):
         model = make_net()
         morph_(model, MorphoConfig())
         layers = hybrid_layers(model).values()
-        assert [layer.morpho.features for layer in layers] == [{"fused_kernels": False, "quantized_beds": True}] * 2
+        assert [layer.morpho.features for layer in layers] == [{"fused_kernels": True, "quantized_beds": True}] * 2
         with pytest.raises(ValueError, match="registered already"):
             register_flag("quantized_beds")
         with pytest.raises(ValueError, match="did you mean `quantized_beds`"):
