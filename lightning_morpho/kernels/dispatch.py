@@ -82,14 +82,20 @@ def _look_for_triton() -> str | None:
     return None
 
 
-def choose_backend(y: Tensor, networks: ChunkMLPs, *, fused: bool = True) -> Backend:
-    """The backend for a layer's output ``y``; without ``fused`` never the fused kernels.
+def choose_backend(y: Tensor, networks: ChunkMLPs, *, fused: bool) -> Backend:
+    """The backend for a layer's output.
+
+    Args:
+        y: The output.
+        networks: Shapes of the seeds' networks.
+        fused: Whether there are fused kernels to use. Asked for beforehand: looking for Triton here would
+            end up in the graph of a compiled model.
 
     Example:
         >>> from lightning_morpho.chunks import ChunkManager
         >>> networks = ChunkMLPs(ChunkManager(8, 2), 0, 8, "relu")
-        >>> choose_backend(torch.zeros(3, 8), networks), choose_backend(torch.zeros(3, 8, device="meta"), networks)
-        (<Backend.BATCHED: 'batched'>, <Backend.REFERENCE: 'reference'>)
+        >>> [choose_backend(torch.zeros(3, 8, device=d), networks, fused=True) for d in ("cpu", "meta")]
+        [<Backend.BATCHED: 'batched'>, <Backend.REFERENCE: 'reference'>]
     """
     if networks.activation not in ACTIVATIONS or torch._C._are_functorch_transforms_active():
         return Backend.REFERENCE
@@ -97,6 +103,6 @@ def choose_backend(y: Tensor, networks: ChunkMLPs, *, fused: bool = True) -> Bac
     for regime in REGIMES:
         fits = width <= regime.max_width and networks.hidden <= regime.max_hidden
         fits = fits and regime.device == device and dtype in regime.dtypes
-        if fits and (regime.backend is not Backend.FUSED or (fused and triton_problem() is None)):
+        if fits and (fused or regime.backend is not Backend.FUSED):
             return regime.backend
     return Backend.REFERENCE

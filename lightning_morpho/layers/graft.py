@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lightning_morpho.blueprints import Blueprint, ChunkMLP
 from lightning_morpho.grafting import blend_add, gather_chunks, scatter_chunks
-from lightning_morpho.kernels import ActiveSet, Backend, ChunkMLPs, add_chunk_mlps, choose_backend
+from lightning_morpho.kernels import ActiveSet, Backend, ChunkMLPs, add_chunk_mlps, choose_backend, triton_problem
 from lightning_morpho.kernels.ops import WEIGHTS
 from lightning_morpho.layers.beds import Bed
 
@@ -45,7 +45,6 @@ class GraftPlan:
         self.blueprint = blueprint
         self.beds = tuple(beds)
         self.backend: Backend | None = None
-        self._fused = fused
         self._alphas = tuple(alphas)
         self._disjoint = len(alphas) == 1 or not (np.count_nonzero(np.stack(alphas), axis=0) > 1).any()
         self._networks = _networks(blueprint)
@@ -53,6 +52,7 @@ class GraftPlan:
         if previous is not None:
             before = dict(zip(previous.beds, previous._active, strict=True))
         device = next(self.beds[0].parameters()).device
+        self._fused = fused and triton_problem() is None
         self._active: list[ActiveSet] = [
             self._upload(rows, device, before.get(bed)) for bed, rows in zip(beds, alphas, strict=True)
         ]

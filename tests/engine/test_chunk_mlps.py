@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lightning_morpho.chunks import ChunkManager
-from lightning_morpho.kernels import ActiveSet, Backend, ChunkMLPs, add_chunk_mlps, choose_backend
+from lightning_morpho.kernels import ActiveSet, Backend, ChunkMLPs, add_chunk_mlps, choose_backend, triton_problem
 from tests.engine.reference import per_seed, relative_error
 
 ACTIVATIONS = ("relu", "gelu", "selu", "silu", "tanh")
@@ -81,7 +81,7 @@ def check(problem, dtype, backend=None, device="cpu", weight_dtype=None, owned=T
     weights = [p for bed in beds for p in bed]
     # The base layer's output: a tensor that autograd made and that is nobody else's.
     own = base * 1 if owned else (base * 1).view_as(base)
-    backend = backend or choose_backend(own, networks)
+    backend = backend or choose_backend(own, networks, fused=triton_problem() is None)
     out = add_chunk_mlps(own, networks, weights, active, backend, disjoint=disjoint)
     assert out.dtype == dtype
     networks.columns(out).backward(grad)

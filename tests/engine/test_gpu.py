@@ -57,7 +57,7 @@ def test_fused_bfloat16_agrees_with_one_seed_at_a_time(problem):
 
 
 @settings(max_examples=16, deadline=None, derandomize=True)
-@given(few_shapes())
+@given(few_shapes().filter(lambda problem: problem["hidden"] <= 64))  # more is left to the batched products
 def test_fused_float32_agrees_with_one_seed_at_a_time(problem):
     check(problem, torch.float32, Backend.FUSED, device="cuda")
 
