@@ -225,8 +225,11 @@ class MorphoCallback(Callback):
             self.engine.load_state_dict(self._state["engine"])
         compiled = is_compiled(pl_module)
         if compiled:
-            beds = sum(len(layer.morpho.beds) for layer in layers.values())
-            allow_recompilations(beds + self._rollout.topologies)
+            for layer in layers.values():
+                layer.morpho.bucketed = True
+                layer.morpho.refresh()
+            buckets = sum(len(layer.morpho.beds).bit_length() for layer in layers.values())
+            allow_recompilations(buckets + self._rollout.topologies)
         if compiled and self.telemetry.every_n_steps:
             rank_zero_info("MorphoCallback: the model runs compiled, so activations are not sampled.")
         elif self.telemetry.every_n_steps:
@@ -272,7 +275,7 @@ class MorphoCallback(Callback):
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Average the gradients of live beds over the ranks."""
         if self.engine is not None:
-            self.engine.optimizers.average_gradients(optimizer)
+            self.engine.optimizers.settle_gradients(optimizer)
 
     @override
     def on_train_batch_end(

@@ -149,17 +149,21 @@ class OptimizerLink:
         for layer in self._layers[index]:
             layer.morpho.steps += 1
 
-    def average_gradients(self, optimizer: Optimizer) -> None:
-        """Make the gradients of live beds the mean over all ranks; nothing to do in one process.
+    def settle_gradients(self, optimizer: Optimizer) -> None:
+        """Drop the gradients of lent beds; make those of live ones the mean over all ranks.
 
         Beds are kept out of DDP's reducer, which fails on parameters that are not used in a step.
         """
+        for bed in self._beds[self.optimizers.index(optimizer)]:
+            if bed.lent:
+                for parameter in bed.parameters():
+                    parameter.grad = None
         if not (dist.is_available() and dist.is_initialized()):
             return
         for bed in self._beds[self.optimizers.index(optimizer)]:
             for parameter in bed.parameters():
                 # FSDP2 averages its own gradients; those of a layer that is off must stay None.
-                if parameter.requires_grad and not bed.paused and not isinstance(parameter, DTensor):
+                if parameter.requires_grad and not (bed.paused or bed.lent) and not isinstance(parameter, DTensor):
                     if parameter.grad is None:
                         parameter.grad = torch.zeros_like(parameter)
                     dist.all_reduce(parameter.grad)

@@ -18,7 +18,9 @@ from lightning_morpho import (
     LayersConfig,
     LifecycleConfig,
     MorphoConfig,
+    OptimizerLink,
     Periodic,
+    confirm_pairs_,
     hybrid_layers,
     morph_,
 )
@@ -74,6 +76,37 @@ def test_alpha_changes_and_culls_recompile_nothing(kind: str) -> None:
         assert torch.allclose(out, net(x), atol=1e-6)
     assert net.a.seed(1).alpha < 0.2
     assert count.frame_count == 2
+
+
+@pytest.mark.parametrize(("kind", "name"), [("neurons", "a"), ("mlp", "a"), ("span", "b")])
+def test_recompilations_grow_with_the_logarithm_of_the_germinations(kind: str, name: str) -> None:
+    torch.manual_seed(0)
+    net, count = Net(), counter()
+    net.b = nn.Linear(6, 6)
+    x = torch.randn(4, 8)
+    layers = LayersConfig(num_seeds=6, beds=6)
+    morph_(net, MorphoConfig(layers=layers, blueprint=BlueprintConfig(kind=kind)))
+    if kind == "span":
+        confirm_pairs_(net, x)
+    layer = hybrid_layers(net)[name]
+    layer.morpho.bucketed = True
+    optimizer = torch.optim.AdamW(net.parameters(), lr=1e-2, weight_decay=0.1)
+    link = OptimizerLink(hybrid_layers(net), [optimizer])
+    compiled = torch.compile(net, backend=count, fullgraph=True)
+    frames = []
+    for chunk in range(6):
+        layer.request_germination(chunk)
+        for _ in range(3):
+            optimizer.zero_grad()
+            out = compiled(x)
+            out.square().sum().backward()
+            link.settle_gradients(optimizer)
+            optimizer.step()
+        assert torch.allclose(compiled(x), net(x), atol=1e-5)
+        frames.append(count.frame_count)
+        for bed in layer.morpho.beds[chunk + 1 :]:
+            assert not any(p.any() or p in optimizer.state for p in bed.parameters())
+    assert frames[-1] <= 4, frames  # 1, 2, 4 and 6 beds
 
 
 def by_module(host: Host, backend: Any) -> Any:

@@ -18,14 +18,14 @@ def is_compiled(module: nn.Module) -> bool:
     )
 
 
-def allow_recompilations(germinations: int) -> None:
-    """Raise dynamo's limit so that each germination may cost one compilation a mode.
+def allow_recompilations(topologies: int) -> None:
+    """Raise dynamo's limit so that each topology may cost one compilation a mode.
 
     Past the limit (8 by default) dynamo runs the model uncompiled, or fails under ``fullgraph=True``.
 
     Args:
-        germinations: Germinations that the model can hold at a time.
+        topologies: Topologies besides the dormant one that the run can come to.
     """
     config = torch._dynamo.config
-    config.recompile_limit = max(config.recompile_limit, MODES * (germinations + 1))
+    config.recompile_limit = max(config.recompile_limit, MODES * (topologies + 1))
     config.accumulated_recompile_limit = max(config.accumulated_recompile_limit, config.recompile_limit)

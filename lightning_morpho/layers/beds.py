@@ -51,6 +51,7 @@ class GrownParameters(nn.Module):
         warmup: Optimizer steps of the newborn warm-up.
         stale: Whether optimizers may still hold state of an earlier use.
         paused: Whether its layer is switched off: then nothing may move it.
+        lent: Whether it takes part in compiled graphs although it is free: it adds exactly zero.
     """
 
     def __init__(self) -> None:
@@ -60,6 +61,7 @@ class GrownParameters(nn.Module):
         self.warmup = 0
         self.stale = False
         self.paused = False
+        self.lent = False
 
     def allocate(self, shapes: Mapping[str, tuple[int, ...]], like: Tensor) -> None:
         """Register zero parameters of these shapes."""
@@ -93,7 +95,13 @@ class GrownParameters(nn.Module):
     def take(self, event: int, warmup: int) -> None:
         """Start to train: fresh, and without optimizer state."""
         self._set_trainable(True)
-        self.event, self.steps, self.warmup, self.stale = event, 0, warmup, True
+        self.event, self.steps, self.warmup, self.stale, self.lent = event, 0, warmup, True, False
+
+    def lend(self, on: bool) -> None:
+        """Look like a live one to a compiled graph, or no longer. Its gradients are to be dropped."""
+        self.lent = on and self.free
+        if self.free:
+            self._set_trainable(self.lent)
 
     def give_back(self) -> None:
         """Become free again."""
@@ -115,7 +123,7 @@ class GrownParameters(nn.Module):
             "steps": self.steps,
             "warmup": self.warmup,
             "stale": self.stale,
-            "trainable": any(p.requires_grad for p in self.parameters()),
+            "trainable": not self.free and any(p.requires_grad for p in self.parameters()),
         }
 
     def load_dict(self, state: Mapping[str, Any]) -> None:

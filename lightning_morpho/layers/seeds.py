@@ -77,6 +77,8 @@ class SeedBeds(nn.Module):
         state: :class:`~lightning_morpho.StateTensor` of the current seed of each chunk.
         health: Statistics by name, one value a chunk, as last sampled; empty before.
         plan: What the live beds add to the output, None while all are free.
+        bucketed: Whether plans hold 1, 2, 4, 8, ... beds, so that a compiled model is compiled again only that
+            often, however many germinate.
         off: Whether the base implementation runs, and all seeds stand still.
         features: Further features of the layer by the name of their flag.
     """
@@ -96,6 +98,7 @@ class SeedBeds(nn.Module):
         self.events = 0
         self.plan: GraftPlan | SpanPlan | None = None
         self.off = False
+        self.bucketed = False
         self.features: dict[str, bool] = {}
         self.links = LinkTable()
         self.inlets: tuple[Tap, ...] = ()
@@ -172,6 +175,8 @@ class SeedBeds(nn.Module):
     def refresh(self) -> None:
         """Bring the execution plan in line with the state."""
         live = [i for i in range(len(self.beds)) if not self._bed(i).free]
+        if self.bucketed:
+            live += self._lend_beds(len(live))
         alphas = [self.row_alpha(i) for i in live]
         for index, rows in zip(live, alphas, strict=True):
             muted = [c for c in self._muted if self.state.bed[c] == index]
@@ -181,6 +186,14 @@ class SeedBeds(nn.Module):
             tap.open = not self.off and self.plan is not None
             tap.producer._changed()  # type: ignore[operator]
         self._changed()
+
+    def _lend_beds(self, live: int) -> list[int]:
+        """Free beds that fill the number of live ones up to a power of two."""
+        free = [i for i in range(len(self.beds)) if self._bed(i).free]
+        lent = free[: (1 << (live - 1).bit_length()) - live] if live else []
+        for index in free:
+            self._bed(index).lend(index in lent)
+        return lent
 
     def _plan(self, live: list[int], alphas: list[np.ndarray]) -> GraftPlan | SpanPlan:
         if self.blueprint.source == "producer":

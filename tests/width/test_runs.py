@@ -15,7 +15,6 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 sys.path.insert(0, str(Path(__file__).parent))
 from families import Skip  # noqa: E402
-from runs import callback, chain  # noqa: E402
 from torch import nn  # noqa: E402
 
 from hosts import Host, Record, assert_equal, loaders, make_trainer  # noqa: E402
@@ -29,6 +28,7 @@ from lightning_morpho import (  # noqa: E402
     hybrid_layers,
 )
 from lightning_morpho.telemetry import EVENTS_FILE, read_events  # noqa: E402
+from runs import callback, chain  # noqa: E402
 
 
 def fit(root: Path, module: L.LightningModule, *callbacks: L.Callback, ckpt: Any = None, **options: Any) -> L.Trainer:
