@@ -190,9 +190,13 @@ def test_beds_join_the_users_parameter_groups(tmp_path: Path) -> None:
     assert len(everywhere) == len(set(everywhere))
 
 
-@pytest.mark.parametrize("kind", ["one_cycle", "cosine", "plateau"])
-def test_learning_rate_schedules_go_on_through_growth(kind: str, tmp_path: Path) -> None:
-    def scheduled(module: Any) -> Any:
+SCHEDULES = ["one_cycle", "cosine", "plateau"]
+
+
+def scheduled(kind: str) -> Callable[[Any], Any]:
+    """Adam under a schedule."""
+
+    def make(module: Any) -> Any:
         optimizer = torch.optim.Adam(module.parameters(), lr=1e-2)
         if kind == "one_cycle":
             scheduler: Any = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-2, total_steps=40)
@@ -203,12 +207,33 @@ def test_learning_rate_schedules_go_on_through_growth(kind: str, tmp_path: Path)
             return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "monitor": "val_loss"}}
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
+    return make
+
+
+@pytest.mark.parametrize("kind", SCHEDULES)
+def test_learning_rate_schedules_go_on_through_growth(kind: str, tmp_path: Path) -> None:
     rates = []
     for callbacks in ([], [quick()]):
         L.seed_everything(0)
-        trainer = train(tmp_path / str(len(rates)), Configured(scheduled), *callbacks, max_epochs=4)
+        trainer = train(tmp_path / str(len(rates)), Configured(scheduled(kind)), *callbacks, max_epochs=4)
         rates.append([group["lr"] for group in trainer.optimizers[0].param_groups])
     assert rates[0] == rates[1] and len(rates[0]) == 1
+
+
+@pytest.mark.parametrize("kind", SCHEDULES)
+@pytest.mark.parametrize("blueprint", ["neurons", "mlp", "span", "block"])
+def test_newborns_start_gently_under_every_schedule(kind: str, blueprint: str, tmp_path: Path) -> None:
+    def first_move(warmup: WarmupConfig) -> float:
+        L.seed_everything(0)
+        watch = StepWatch()
+        callback = quick(
+            warmup=warmup, blueprint=BlueprintConfig(kind=blueprint), lifecycle=LifecycleConfig(active_ticks=90)
+        )
+        train(tmp_path, Configured(scheduled(kind)), callback, watch, max_epochs=3)
+        return watch.moves[0]
+
+    warmed = first_move(WarmupConfig(steps=20, min_steps=20, share=0.0, min_rate=0.0))
+    assert warmed == pytest.approx(first_move(WarmupConfig(steps=0, min_rate=0.0)) / 20, rel=1e-3)
 
 
 @pytest.mark.parametrize("norm", ["norm", "value"])
