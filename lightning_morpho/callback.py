@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -36,24 +35,24 @@ from lightning_morpho.confirmation import decide_pairs_, review, unconfirmed
 from lightning_morpho.engine import GrowthEngine
 from lightning_morpho.integrations import (
     LossFunction,
+    Reporter,
     TrainerRollout,
     align_averages,
     allow_recompilations,
+    growth_metrics,
     is_compiled,
     loss_of,
     measure_seeds,
     rebuild_averages,
     reshard_,
 )
-from lightning_morpho.layers import clear_taps
-from lightning_morpho.lifecycle import Stage
+from lightning_morpho.layers import HybridKasminaLayer, clear_taps
 from lightning_morpho.optim import OptimizerLink, adopt_plain_state
 from lightning_morpho.pairs import PairProbe
-from lightning_morpho.rollout import RolloutChange
 from lightning_morpho.surgery import EligibilityReport, hybrid_layers, morph_
 from lightning_morpho.tamiyo import Measurement, OneRound, Tamiyo
 from lightning_morpho.tamiyo.observation import SeedKey
-from lightning_morpho.telemetry import EVENTS_FILE, ChunkStatistics, Event, Refusal, append_event, seed_table
+from lightning_morpho.telemetry import seed_table
 
 
 @named_arguments
@@ -135,10 +134,9 @@ class MorphoCallback(Callback):
         self.report: EligibilityReport | None = None
         self.engine: GrowthEngine | None = None
         self._state: dict[str, Any] | None = None
-        self._statistics: dict[str, ChunkStatistics] = {}
-        self._events: list[Event | Refusal] = []
-        self._events_path: Path | None = None
+        self._reporter: Reporter | None = None
         self._probe: PairProbe | None = None
+        self._watching = False
         self._batches = 0
         self._val_loss: float | None = None
         self._has_loss: bool | None = None
@@ -220,28 +218,26 @@ class MorphoCallback(Callback):
             for saved, optimizer in zip(self._plain_checkpoint["optimizer_states"], trainer.optimizers, strict=True):
                 adopt_plain_state(saved, optimizer, layers)
             self._plain_checkpoint = None
-        self.engine = GrowthEngine(layers, self.tamiyo, link, self._events.append)
-        if self._state is not None:
-            self.engine.load_state_dict(self._state["engine"])
         compiled = is_compiled(pl_module)
         if compiled:
-            for layer in layers.values():
-                layer.morpho.bucketed = True
-                layer.morpho.refresh()
-            buckets = sum(len(layer.morpho.beds).bit_length() for layer in layers.values())
-            allow_recompilations(buckets + self._rollout.topologies)
-        if compiled and self.telemetry.every_n_steps:
-            rank_zero_info("MorphoCallback: the model runs compiled, so activations are not sampled.")
-        elif self.telemetry.every_n_steps:
-            self._statistics = {
-                name: ChunkStatistics(layer.chunks).to(pl_module.device) for name, layer in layers.items()
-            }
-        log_dir = trainer.log_dir or trainer.default_root_dir
-        if self.telemetry.events and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            self._events_path = Path(log_dir) / EVENTS_FILE
-        self._write_event(trainer, {"event": "fit_start", "tick": self.engine.ticks, "step": trainer.global_step})
+            self._prepare_compiled(layers)
+        self._reporter = Reporter(trainer, layers, self.telemetry, pl_module.device, sample=not compiled)
+        self.engine = GrowthEngine(layers, self.tamiyo, link, self._reporter.note)
+        if self._state is not None:
+            self.engine.load_state_dict(self._state["engine"])
+        self._watching = bool(unconfirmed(pl_module))
+        self._reporter.write({"event": "fit_start", "tick": self.engine.ticks, "step": trainer.global_step})
         saved = None if self._state is None else self._state.get("rollout")
-        self._tell_rollout(trainer, self._rollout.begin(trainer, layers, saved))
+        self._reporter.tell_rollout(self._rollout.begin(trainer, layers, saved), self.engine.ticks)
+
+    def _prepare_compiled(self, layers: dict[str, HybridKasminaLayer]) -> None:
+        for layer in layers.values():
+            layer.morpho.bucketed = True
+            layer.morpho.refresh()
+        buckets = sum(len(layer.morpho.beds).bit_length() for layer in layers.values())
+        allow_recompilations(buckets + self._rollout.topologies)
+        if self.telemetry.every_n_steps:
+            rank_zero_info("MorphoCallback: the model runs compiled, so activations are not sampled.")
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -264,10 +260,11 @@ class MorphoCallback(Callback):
             self._rollout.timer.start()
         if isinstance(trainer.strategy, ModelParallelStrategy):
             reshard_(pl_module)
-        if self._statistics and self._batches % self.telemetry.every_n_steps == 0:
-            self._observe(True)
-        clear_taps(pl_module)
-        if unconfirmed(pl_module):
+        if self.engine is None or self._reporter is None:
+            return
+        self._reporter.open(self._batches)
+        clear_taps(self.engine.layers.values())
+        if self._watching:
             self._probe = PairProbe(pl_module)
             self._probe.__enter__()
 
@@ -282,23 +279,22 @@ class MorphoCallback(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Close the statistics, and tick if ticks go by steps."""
-        if self.engine is None:
+        if self.engine is None or self._reporter is None:
             return
         if self._probe is not None:
             self._settle_pairs(pl_module)
-        if self._statistics and self._batches % self.telemetry.every_n_steps == 0:
-            self._observe(False)
+        self._reporter.close()
         self._rollout.timer.stop()
         self._batches += 1
         step = trainer.global_step
         if self.every_n_steps and step > self.engine.step and step % self.every_n_steps == 0:
             self._tick(trainer, pl_module)
-        elif self._events:
-            self._tell(trainer)
+        elif self._reporter.pending:
+            self._reporter.tell()
             align_averages(trainer, pl_module)
         change = self._rollout.look_again(trainer, self.engine.layers)
         if change is not None:
-            self._tell_rollout(trainer, change)
+            self._reporter.tell_rollout(change, self.engine.ticks)
             align_averages(trainer, pl_module)
 
     @override
@@ -351,7 +347,7 @@ class MorphoCallback(Callback):
         if self._probe is not None:
             self._probe.__exit__(None, None, None)
             self._probe = None
-        clear_taps(pl_module)
+        clear_taps(hybrid_layers(pl_module).values())
         self._close()
 
     @override
@@ -360,21 +356,21 @@ class MorphoCallback(Callback):
         self._close()
 
     def _close(self) -> None:
-        if self.engine is None:
+        if self.engine is None or self._reporter is None:
             return
-        self._observe(False)
+        self._reporter.close()
         self._state = self.state_dict()
         self.engine.close()
-        self.engine, self._statistics, self._events_path = None, {}, None
-        self._ticked_epochs = None
+        self.engine = self._reporter = self._ticked_epochs = None
 
     # ------------------------------------------------------------------ one tick
     def _tick(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        assert self.engine is not None
+        assert self.engine is not None and self._reporter is not None
         reshard_(pl_module)
-        self._collect_statistics()
+        self._reporter.collect()
         over = trainer.current_epoch + (0 if self.every_n_steps else 1)
-        self._tell_rollout(trainer, self._rollout.judge(trainer, self.engine.layers, self._val_loss, over))
+        change = self._rollout.judge(trainer, self.engine.layers, self._val_loss, over)
+        self._reporter.tell_rollout(change, self.engine.ticks)
         steps = trainer.estimated_stepping_batches
         can_measure = bool(self._has_loss) and trainer.val_dataloaders is not None
         self.engine.tick(
@@ -383,19 +379,11 @@ class MorphoCallback(Callback):
             loss=self._val_loss,
             measure=(lambda seeds: self._measure(trainer, pl_module, seeds)) if can_measure else None,
         )
-        self._tell(trainer)
+        self._reporter.tell()
         align_averages(trainer, pl_module)
         if self.telemetry.log:
-            pl_module.log_dict(self._metrics(), sync_dist=trainer.world_size > 1)  # equal anyway; Lightning warns
-
-    def _tell_rollout(self, trainer: Trainer, change: RolloutChange | None) -> None:
-        """Write and print a change of the rollout, if there is one."""
-        assert self.engine is not None
-        if change is None:
-            return
-        now = {"tick": self.engine.ticks, "step": trainer.global_step, "epoch": trainer.current_epoch}
-        self._write_event(trainer, change.to_dict(**now))
-        rank_zero_info(f"morpho: step {trainer.global_step}: rollout, {change}")
+            metrics = growth_metrics(self.engine, layers_on=self._rollout.changes)
+            pl_module.log_dict(metrics, sync_dist=trainer.world_size > 1)  # equal anyway; Lightning warns
 
     def _settle_pairs(self, pl_module: LightningModule) -> None:
         """Decide which proposed pairs are confirmed, on every rank alike."""
@@ -403,67 +391,13 @@ class MorphoCallback(Callback):
         self._probe.__exit__(None, None, None)
         verdicts = self._probe.verdicts()
         self._probe = None
+        self._watching = False
         for refused in _gather_objects({name: v for name, v in verdicts.items() if isinstance(v, str)}):
             verdicts |= refused
         for name, reason in decide_pairs_(pl_module, verdicts).items():
             rank_zero_warn(f"MorphoCallback: `{name}` stays as it is, the pair proposed for it is refused: {reason}.")
         if self.report is not None:
             self.report = review(self.report, pl_module)
-
-    def _observe(self, on: bool) -> None:
-        assert self.engine is not None
-        for name, statistics in self._statistics.items():
-            self.engine.layers[name].morpho.observe(statistics.update if on else None)
-
-    def _collect_statistics(self) -> None:
-        assert self.engine is not None
-        for name, statistics in self._statistics.items():
-            if statistics.update_called:
-                values = statistics.compute()
-                self.engine.layers[name].morpho.health = {k: v.reshape(-1).cpu() for k, v in values.items()}
-                statistics.reset()
-
-    def _metrics(self) -> dict[str, float]:
-        """What one tick logs; a statistic that was not measured is left out."""
-        assert self.engine is not None
-        counts = self.engine.counts()
-        table = next(iter(self.engine.layers.values())).morpho.lifecycle_table
-        values = {
-            "morpho/run/added_parameters": float(self.engine.live_parameters),
-            "morpho/run/germinations": float(sum(layer.morpho.events for layer in self.engine.layers.values())),
-            "morpho/run/seeds_dormant": float(counts[Stage.DORMANT]),
-            "morpho/run/seeds_live": float(sum(counts[stage] for stage in table.live)),
-            "morpho/run/seeds_fossilized": float(counts[Stage.FOSSILIZED]),
-            "morpho/run/seeds_recovering": float(sum(counts[stage] for stage in table.recovery)),
-        }
-        if self._rollout.changes:
-            values["morpho/run/layers_on"] = float(len(self.engine.on))
-        for name, layer in self.engine.on.items():
-            values[f"morpho/{name}/alpha"] = float(layer.morpho.state.alpha.mean())
-            for statistic, chunks in layer.morpho.health.items():
-                values[f"morpho/{name}/{statistic}"] = float(chunks.mean())
-        return {name: value for name, value in values.items() if not math.isnan(value)}
-
-    def _tell(self, trainer: Trainer) -> None:
-        """Write the new events to the log file, and one line for those that belong together."""
-        together: dict[tuple[str, str, str, str], int] = {}
-        for event in self._events:
-            if isinstance(event, Refusal):
-                self._write_event(trainer, event.to_dict(epoch=trainer.current_epoch))
-                rank_zero_info(f"morpho: step {trainer.global_step}: {event.layer}: not grown ({event.reason})")
-                continue
-            t = event.transition
-            key = (t.layer, t.source.name, t.target.name, t.reason)
-            together[key] = together.get(key, 0) + 1
-            self._write_event(trainer, event.to_dict(epoch=trainer.current_epoch))
-        for (layer, source, target, reason), count in together.items():
-            seeds = "1 seed" if count == 1 else f"{count} seeds"
-            rank_zero_info(f"morpho: step {trainer.global_step}: {layer}: {seeds} {source} -> {target} ({reason})")
-        self._events.clear()
-
-    def _write_event(self, trainer: Trainer, entry: dict[str, Any]) -> None:
-        if self._events_path is not None and trainer.is_global_zero:
-            append_event(self._events_path, entry)
 
     def _measure(self, trainer: Trainer, pl_module: LightningModule, seeds: Sequence[SeedKey]) -> list[Measurement]:
         """What the held-out loss loses without each of these seeds."""

@@ -129,8 +129,7 @@ class OptimizerLink:
     def _before_step(self, index: int) -> None:
         self._note_rates()
         self.drop_stale_state()
-        for layer in self._layers[index]:
-            clear_taps(layer)
+        clear_taps(self.layers.values())
         self._before[index] = [
             (local_part(p.detach()), local_part(p.detach()).clone(), (bed.steps + 1) / bed.warmup)
             for bed in self._beds[index]

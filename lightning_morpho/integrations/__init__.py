@@ -2,6 +2,7 @@
 
 from lightning_morpho.integrations.averaging import align_averages, rebuild_averages
 from lightning_morpho.integrations.compilation import allow_recompilations, is_compiled
+from lightning_morpho.integrations.reporting import Reporter, growth_metrics
 from lightning_morpho.integrations.rollout import TrainerRollout
 from lightning_morpho.integrations.sharding import reshard_
 from lightning_morpho.integrations.validation import (
@@ -13,6 +14,8 @@ from lightning_morpho.integrations.validation import (
 )
 
 __all__ = [
+    "Reporter",
+    "growth_metrics",
     "LossFunction",
     "TrainerRollout",
     "align_averages",

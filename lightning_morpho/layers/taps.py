@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -87,9 +87,9 @@ class Tap:
         return f"`{self.consumer.name}`"
 
 
-def clear_taps(model: nn.Module) -> None:
-    """Let go of what an unfinished forward pass left in the taps of a model."""
-    for module in model.modules():
-        tap = module.__dict__.get("outlet")
+def clear_taps(layers: Iterable[nn.Module]) -> None:
+    """Let go of what an unfinished forward pass left in the taps of hybrid layers."""
+    for layer in layers:
+        tap = getattr(layer.morpho, "outlet", None)
         if isinstance(tap, Tap):
             tap.clear()
