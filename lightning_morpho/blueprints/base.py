@@ -161,3 +161,11 @@ def uniform_(weight: Tensor, fan_in: int, generator: torch.Generator) -> None:
     draw = torch.rand(weight.shape, generator=generator, dtype=torch.float32)
     with torch.no_grad():
         weight.copy_((2 * draw - 1) / fan_in**0.5)
+
+
+def reset_silent_(parameters: Mapping[str, Tensor], fan_in: int, generator: torch.Generator) -> None:
+    """Torch's default for ``w_in`` and ``b_in``, zero for ``w_out``, in place: silent, with a live gradient."""
+    uniform_(parameters["w_in"], fan_in, generator)
+    uniform_(parameters["b_in"], fan_in, generator)
+    with torch.no_grad():
+        parameters["w_out"].zero_()

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lightning_morpho.blueprints.base import ACTIVATION_MODULES, Blueprint, register_blueprint, uniform_
+from lightning_morpho.blueprints.base import ACTIVATION_MODULES, Blueprint, register_blueprint, reset_silent_
 from lightning_morpho.blueprints.plain import plain_layer
 from lightning_morpho.config import AUTO
 
@@ -39,11 +39,7 @@ class Block(Blueprint):
 
     def reset_(self, parameters: Mapping[str, Tensor], generator: torch.Generator) -> None:
         """Torch's default for the incoming weights, zero for the outgoing ones."""
-        fan_in = parameters["w_in"][0].numel()
-        uniform_(parameters["w_in"], fan_in, generator)
-        uniform_(parameters["b_in"], fan_in, generator)
-        with torch.no_grad():
-            parameters["w_out"].zero_()
+        reset_silent_(parameters, parameters["w_in"][0].numel(), generator)
 
     def grow(self, parameters: Mapping[str, Tensor], source: Tensor) -> Tensor:
         """Layer output to layer output."""

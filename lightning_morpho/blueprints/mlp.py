@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from lightning_morpho.blueprints.base import ACTIVATION_MODULES, Blueprint, register_blueprint, uniform_
+from lightning_morpho.blueprints.base import ACTIVATION_MODULES, Blueprint, register_blueprint, reset_silent_
 from lightning_morpho.blueprints.plain import pointwise_layer
 from lightning_morpho.config import AUTO
 
@@ -36,11 +36,7 @@ class ChunkMLP(Blueprint):
 
     def reset_(self, parameters: Mapping[str, Tensor], generator: torch.Generator) -> None:
         """Torch's default for the incoming weights, zero for the outgoing ones."""
-        fan_in = self.site.chunks.max_width
-        uniform_(parameters["w_in"], fan_in, generator)
-        uniform_(parameters["b_in"], fan_in, generator)
-        with torch.no_grad():
-            parameters["w_out"].zero_()
+        reset_silent_(parameters, self.site.chunks.max_width, generator)
 
     def grow(self, parameters: Mapping[str, Tensor], source: Tensor) -> Tensor:
         """``(N, M, width)`` to ``(N, M, width)``."""
