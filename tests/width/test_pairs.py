@@ -12,7 +12,6 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parent))
 from families import FAMILIES  # noqa: E402
-
 from lightning_morpho import MorphoConfig, PairProbe, find_pairs, morph_, register_channelwise  # noqa: E402
 from lightning_morpho.confirmation import decide_pairs_  # noqa: E402
 

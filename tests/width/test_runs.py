@@ -14,9 +14,9 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 sys.path.insert(0, str(Path(__file__).parent))
-from families import Skip  # noqa: E402
 from torch import nn  # noqa: E402
 
+from families import Skip  # noqa: E402
 from hosts import Host, Record, assert_equal, loaders, make_trainer  # noqa: E402
 from lightning_morpho import (  # noqa: E402
     BlueprintConfig,

@@ -16,7 +16,6 @@ from torch.utils.checkpoint import checkpoint
 
 sys.path.insert(0, str(Path(__file__).parent))
 from families import SwiGLU  # noqa: E402
-
 from lightning_morpho import (  # noqa: E402
     BlueprintConfig,
     BudgetConfig,

@@ -8,11 +8,10 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-from test_runs import fit  # noqa: E402
-
 from hosts import Host  # noqa: E402
 from lightning_morpho import OneRound, TelemetryConfig, hybrid_layers  # noqa: E402
 from runs import callback, chain  # noqa: E402
+from test_runs import fit  # noqa: E402
 
 
 @pytest.mark.slow
