@@ -206,6 +206,11 @@ class MorphoCallback(Callback):
         if not layers:
             rank_zero_info("MorphoCallback: the rollout selects no layer, this run trains without growth.")
             return
+        if self.config.blueprint.kind == "mlp" and any(layer.num_seeds > 1 for layer in layers.values()):
+            rank_zero_info(
+                "MorphoCallback: `mlp` sees one chunk at a time: the more chunks a layer has, the less it gains for "
+                "the same parameters. `blueprint.kind: auto` or `layers.num_seeds: 1` gains more."
+            )
         if not trainer.enable_validation:
             rank_zero_warn(
                 "MorphoCallback: there is no validation in this run, so seeds are kept without judgement. "

@@ -82,6 +82,19 @@ def test_a_cohort_that_selects_nobody_trains_without_growth_and_says_so(
     assert "trains without growth" in caplog.text
 
 
+def test_a_chunk_local_blueprint_comes_with_a_hint_of_its_cost(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    from lightning_morpho import BlueprintConfig
+
+    caplog.set_level(logging.INFO, logger="lightning.pytorch.utilities.rank_zero")
+    for seeds in (1, 3):
+        caplog.clear()
+        blueprint, layers = BlueprintConfig(kind="mlp"), LayersConfig(num_seeds=seeds)
+        fit(tmp_path, linear_net(), quick(blueprint=blueprint, layers=layers), max_epochs=1)
+        assert ("sees one chunk at a time" in caplog.text) == (seeds > 1)
+
+
 # --------------------------------------------------------------------------------------------------- germination
 @pytest.mark.parametrize("kind", ["neurons", "mlp"])
 @pytest.mark.parametrize("make_net", [linear_net, conv_net])
