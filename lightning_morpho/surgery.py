@@ -29,6 +29,7 @@ from lightning_morpho.rollout import LiveRollout
 
 log = logging.getLogger(__name__)
 
+_GUARD = "_morpho_guard"
 WRONG_TYPE = "no seeds grow in this type (exactly nn.Linear, nn.Conv1d/2d/3d)"
 
 
@@ -273,7 +274,17 @@ def morph_(
         _report(name, module, left.get(name), plans, counts, funded, alone, rollout) for name, module in modules.items()
     ]
     rollout.apply(hybrid_layers(model))
+    if hybrid_layers(model):
+        model.__dict__[_GUARD] = model.register_load_state_dict_pre_hook(_refuse_foreign_checkpoint)
     return EligibilityReport(tuple(reports), budget)
+
+
+def _refuse_foreign_checkpoint(model: nn.Module, state_dict: dict[str, Any], prefix: str, *_: object) -> None:
+    """Look at all layers before the first is loaded: a checkpoint of another configuration changes nothing."""
+    for name, layer in hybrid_layers(model).items():
+        saved = state_dict.get(f"{prefix}{name}{'.' if name else ''}morpho._extra_state")
+        if saved is not None:
+            layer.morpho.check_extra_state(saved)
 
 
 def _choose_pairs(
@@ -404,6 +415,8 @@ def unmorph_(model: nn.Module) -> list[str]:
             f"These layers hold live seeds, removing them would change what they compute: {_shorten(live)}. "
             "Cull them first."
         )
+    if _GUARD in model.__dict__:
+        model.__dict__.pop(_GUARD).remove()
     for layer in layers.values():
         detach_(layer)
     return list(layers)

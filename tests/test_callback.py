@@ -263,12 +263,15 @@ def test_a_grown_checkpoint_is_tested_strictly_with_equal_outputs(tmp_path: Path
     assert torch.equal(module.net(x), fresh.net(x))
 
 
-def test_a_checkpoint_configured_otherwise_is_refused_with_both_values(tmp_path: Path) -> None:
+def test_a_checkpoint_configured_otherwise_is_refused_with_both_values_and_loads_nothing(tmp_path: Path) -> None:
     trainer, _ = fit(tmp_path, linear_net(), quick(layers=LayersConfig(num_seeds=2)), max_epochs=2)
     trainer.save_checkpoint(tmp_path / "two.ckpt")
     other = make_trainer(tmp_path, quick(layers=LayersConfig(num_seeds=3)))
+    module = Host(linear_net())
+    before = copy.deepcopy(module.state_dict())
     with pytest.raises(ValueError, match=r"'num_seeds': 2.*'num_seeds': 3"):
-        other.fit(Host(linear_net()), **loaders(), ckpt_path=tmp_path / "two.ckpt")
+        other.fit(module, **loaders(), ckpt_path=tmp_path / "two.ckpt")
+    assert_equal(dict(before), {k: v for k, v in module.state_dict().items() if ".morpho." not in k})
 
 
 # ------------------------------------------------------------------------------------------------------- credit
