@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
@@ -39,6 +38,7 @@ from lightning_morpho.integrations import (
     TrainerRollout,
     align_averages,
     allow_recompilations,
+    gather_objects,
     growth_metrics,
     is_compiled,
     loss_of,
@@ -397,7 +397,7 @@ class MorphoCallback(Callback):
         verdicts = self._probe.verdicts()
         self._probe = None
         self._watching = False
-        for refused in _gather_objects({name: v for name, v in verdicts.items() if isinstance(v, str)}):
+        for refused in gather_objects({name: v for name, v in verdicts.items() if isinstance(v, str)}):
             verdicts |= refused
         for name, reason in decide_pairs_(pl_module, verdicts).items():
             rank_zero_warn(f"MorphoCallback: `{name}` stays as it is, the pair proposed for it is refused: {reason}.")
@@ -444,12 +444,3 @@ class MorphoCallback(Callback):
         self._ticked_epochs = state_dict["ticked_epochs"]
         if self.engine is not None:
             self.engine.load_state_dict(state_dict["engine"])
-
-
-def _gather_objects(item: Any) -> list[Any]:
-    """The same item of all ranks; in one process the item alone."""
-    if not (dist.is_available() and dist.is_initialized()):
-        return [item]
-    parts: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(parts, item)
-    return parts

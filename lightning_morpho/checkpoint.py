@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from os import PathLike
 from typing import Any
 
@@ -72,8 +71,9 @@ def load_grown_(
 
 
 def _config(extra: Mapping[str, Any]) -> MorphoConfig:
-    layers = replace(LayersConfig(), num_seeds=extra["num_seeds"])
-    return MorphoConfig(layers=layers, blueprint=BlueprintConfig(**extra["blueprint"]))
+    return MorphoConfig(
+        layers=LayersConfig(num_seeds=extra["num_seeds"]), blueprint=BlueprintConfig(**extra["blueprint"])
+    )
 
 
 def _saved_pairs(model: nn.Module, extras: Mapping[str, Any], explicit: Sequence[Sequence[str]]) -> dict[str, Pair]:

@@ -153,13 +153,14 @@ class OptimizerLink:
 
         Beds are kept out of DDP's reducer, which fails on parameters that are not used in a step.
         """
-        for bed in self._beds[self.optimizers.index(optimizer)]:
+        beds = self._beds[self.optimizers.index(optimizer)]
+        for bed in beds:
             if bed.lent:
                 for parameter in bed.parameters():
                     parameter.grad = None
         if not (dist.is_available() and dist.is_initialized()):
             return
-        for bed in self._beds[self.optimizers.index(optimizer)]:
+        for bed in beds:
             for parameter in bed.parameters():
                 # FSDP2 averages its own gradients; those of a layer that is off must stay None.
                 if parameter.requires_grad and not (bed.paused or bed.lent) and not isinstance(parameter, DTensor):

@@ -2,6 +2,7 @@
 
 from lightning_morpho.integrations.averaging import align_averages, rebuild_averages
 from lightning_morpho.integrations.compilation import allow_recompilations, is_compiled
+from lightning_morpho.integrations.ranks import gather_objects
 from lightning_morpho.integrations.reporting import Reporter, growth_metrics
 from lightning_morpho.integrations.rollout import TrainerRollout
 from lightning_morpho.integrations.sharding import reshard_
@@ -15,6 +16,7 @@ from lightning_morpho.integrations.validation import (
 
 __all__ = [
     "Reporter",
+    "gather_objects",
     "growth_metrics",
     "LossFunction",
     "TrainerRollout",

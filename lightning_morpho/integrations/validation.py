@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import CombinedLoader
 from torch import Tensor
 
 from lightning_morpho.config import CreditConfig
 from lightning_morpho.credit import group_seeds, measure
+from lightning_morpho.integrations.ranks import gather_objects
 from lightning_morpho.layers import HybridKasminaLayer
 from lightning_morpho.tamiyo import Measurement
 from lightning_morpho.tamiyo.observation import SeedKey
@@ -122,8 +122,4 @@ def held_out_batches(trainer: Trainer, pl_module: LightningModule, most: int) ->
 
 def _gather_ranks(differences: Tensor) -> Tensor:
     """Join the paired differences of all ranks, which may have seen different numbers of batches."""
-    if not (dist.is_available() and dist.is_initialized()):
-        return differences
-    parts: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(parts, differences)
-    return torch.cat(parts, dim=1)
+    return torch.cat(gather_objects(differences), dim=1)

@@ -130,7 +130,7 @@ class SeedBeds(nn.Module):
         """Let the seeds work or stand still; without a gradient no optimizer moves a bed."""
         self.off = not on
         for index in range(len(self.beds)):
-            self._bed(index).pause(self.off)
+            self.bed_at(index).pause(self.off)
         self.refresh()
 
     @property
@@ -168,13 +168,13 @@ class SeedBeds(nn.Module):
 
     def row_alpha(self, index: int) -> np.ndarray:
         """Blend weight of each chunk of a bed, float32 ``(N,)``; 0 where it holds no seed."""
-        bed = self._bed(index)
+        bed = self.bed_at(index)
         current = np.where(self.state.bed == index, self.state.alpha, 0)
         return np.where(bed.kept, bed.kept_alpha, current).astype(np.float32)
 
     def refresh(self) -> None:
         """Bring the execution plan in line with the state."""
-        live = [i for i in range(len(self.beds)) if not self._bed(i).free]
+        live = [i for i in range(len(self.beds)) if not self.bed_at(i).free]
         if self.bucketed:
             live += self._lend_beds(len(live))
         alphas = [self.row_alpha(i) for i in live]
@@ -189,10 +189,10 @@ class SeedBeds(nn.Module):
 
     def _lend_beds(self, live: int) -> list[int]:
         """Free beds that fill the number of live ones up to a power of two."""
-        free = [i for i in range(len(self.beds)) if self._bed(i).free]
+        free = [i for i in range(len(self.beds)) if self.bed_at(i).free]
         lent = free[: (1 << (live - 1).bit_length()) - live] if live else []
         for index in free:
-            self._bed(index).lend(index in lent)
+            self.bed_at(index).lend(index in lent)
         return lent
 
     def _plan(self, live: list[int], alphas: list[np.ndarray]) -> GraftPlan | SpanPlan:
@@ -201,7 +201,7 @@ class SeedBeds(nn.Module):
         previous = self.plan if isinstance(self.plan, GraftPlan) else None
         return GraftPlan(
             self.blueprint,
-            [self._bed(i) for i in live],
+            [self.bed_at(i) for i in live],
             alphas,
             previous,
             fused=self.features.get("fused_kernels", True),
@@ -215,16 +215,13 @@ class SeedBeds(nn.Module):
         self._muted = frozenset(chunks)
         self.refresh()
 
-    def _bed(self, index: int) -> Bed:
-        return self.beds[index]  # type: ignore[return-value]
-
     def bed_at(self, index: int) -> Bed:
         """A bed by its index."""
-        return self._bed(index)
+        return self.beds[index]  # type: ignore[return-value]
 
     def grown(self) -> list[GrownParameters]:
         """All that optimizers must know of: beds and links."""
-        return [*(self._bed(i) for i in range(len(self.beds))), *self.links.all_links()]
+        return [*(self.bed_at(i) for i in range(len(self.beds))), *self.links.all_links()]
 
     def decide_pair(self, refused: str | None) -> None:
         """Say whether the layer's pair was confirmed, or why it was refused; live spans are not asked again."""
@@ -291,7 +288,7 @@ class SeedBeds(nn.Module):
         generations = self.state.generation[wanted].tolist()
         generator = derived_generator(self.config.seed, self.name, tuple(wanted), self.events)
         warmup = self.config.warmup.length(self.steps)
-        self._bed(index).open(self.blueprint, wanted, generations, self.events, warmup, generator)
+        self.bed_at(index).open(self.blueprint, wanted, generations, self.events, warmup, generator)
         open_links_(self, index, warmup, generator)
         self.events += 1
         self.state.update(wanted, bed=index, alpha=1.0)
@@ -323,7 +320,7 @@ class SeedBeds(nn.Module):
         for chunk in chunks:
             self.lifecycle_table.check(self.seed_at(chunk).stage, Stage.FOSSILIZED)
         for chunk in chunks:
-            bed = self._bed(int(self.state.bed[chunk]))
+            bed = self.bed_at(int(self.state.bed[chunk]))
             bed.keep(chunk, float(self.state.alpha[chunk]), self.config.lifecycle.train_fossils)
             self._move(chunk, Stage.FOSSILIZED, reason, figures)
         self.refresh()
@@ -364,7 +361,7 @@ class SeedBeds(nn.Module):
                 state.update(chunk, generation=state.generation[chunk] + 1)
         for chunk in state.where(Stage.LOADING).tolist():
             timeout = state.age[chunk] >= self.config.lifecycle.timeout_ticks
-            if not state.fading[chunk] and (timeout or not self._bed(int(state.bed[chunk])).newborn):
+            if not state.fading[chunk] and (timeout or not self.bed_at(int(state.bed[chunk])).newborn):
                 self._move(chunk, Stage.ACTIVE, "timeout" if timeout else "warm-up over")
         self._renew()
         self.refresh()
@@ -377,8 +374,8 @@ class SeedBeds(nn.Module):
             return
         sentence = self._sentences.pop(chunk)
         index = int(self.state.bed[chunk])
-        self._bed(index).release(chunk, self.config.lifecycle.train_fossils)
-        if self._bed(index).free:
+        self.bed_at(index).release(chunk, self.config.lifecycle.train_fossils)
+        if self.bed_at(index).free:
             close_links_(self, index)
         self.state.update(chunk, bed=NO_BED, fading=False)
         self._move(chunk, Stage.CULLED, sentence.reason, sentence.figures)
@@ -418,12 +415,12 @@ class SeedBeds(nn.Module):
         """Index of the next free bed, None if all are taken or the layer's pair is not confirmed."""
         if not self.confirmed:
             return None
-        return next((i for i in range(len(self.beds)) if self._bed(i).free), None)
+        return next((i for i in range(len(self.beds)) if self.bed_at(i).free), None)
 
     @property
     def free_beds(self) -> int:
         """Germinations that the layer can still take."""
-        return sum(self._bed(i).free for i in range(len(self.beds))) if self.confirmed else 0
+        return sum(self.bed_at(i).free for i in range(len(self.beds))) if self.confirmed else 0
 
     @property
     def live_parameters(self) -> int:
@@ -433,7 +430,7 @@ class SeedBeds(nn.Module):
     @property
     def dormant(self) -> bool:
         """Whether all beds are free."""
-        return all(self._bed(i).free for i in range(len(self.beds)))
+        return all(self.bed_at(i).free for i in range(len(self.beds)))
 
     # ------------------------------------------------------------------ persistence
     def get_extra_state(self) -> dict[str, Any]:
@@ -446,7 +443,7 @@ class SeedBeds(nn.Module):
             "steps": self.steps,
             "off": self.off,
             "state": self.state.to_dict(),
-            "beds": [self._bed(i).to_dict() for i in range(len(self.beds))],
+            "beds": [self.bed_at(i).to_dict() for i in range(len(self.beds))],
             "links": {key: link.to_dict() for key, link in zip(self.links, self.links.all_links(), strict=True)},
             "producers": [tap.producer.name for tap in self.inlets],
             "confirmed": self.confirmed,
@@ -459,7 +456,7 @@ class SeedBeds(nn.Module):
         self.events, self.steps = extra["events"], extra["steps"]
         self.state.load_dict(extra["state"])
         for index, bed in enumerate(extra["beds"]):
-            self._bed(index).load_dict(bed)
+            self.bed_at(index).load_dict(bed)
         for link, saved in zip(self.links.all_links(), extra["links"].values(), strict=True):
             link.load_dict(saved)
         self.confirmed, self.refused = extra["confirmed"], extra["refused"]
