@@ -49,6 +49,7 @@ from lightning_morpho.integrations import (
 from lightning_morpho.layers import HybridKasminaLayer, clear_taps
 from lightning_morpho.optim import OptimizerLink, adopt_plain_state
 from lightning_morpho.pairs import PairProbe
+from lightning_morpho.rollout import RolloutChange
 from lightning_morpho.surgery import EligibilityReport, hybrid_layers, morph_
 from lightning_morpho.tamiyo import Measurement, OneRound, Tamiyo
 from lightning_morpho.tamiyo.observation import SeedKey
@@ -261,7 +262,7 @@ class MorphoCallback(Callback):
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Open the layers' statistics for one batch in every ``telemetry.every_n_steps``; watch the first one."""
-        if self._rollout.ramp is not None:
+        if self._rollout.watched:
             self._rollout.timer.start()
         if isinstance(trainer.strategy, ModelParallelStrategy):
             reshard_(pl_module)
@@ -285,6 +286,9 @@ class MorphoCallback(Callback):
     ) -> None:
         """Close the statistics, and tick if ticks go by steps."""
         if self.engine is None or self._reporter is None:
+            self._rollout.timer.stop()
+            if self.every_n_steps and trainer.global_step % self.every_n_steps == 0:
+                self._judge_rollout(trainer)
             return
         if self._probe is not None:
             self._settle_pairs(pl_module)
@@ -308,6 +312,8 @@ class MorphoCallback(Callback):
         self._ticked_epochs = trainer.current_epoch + 1
         if self.engine is not None and not self.every_n_steps:
             self._tick(trainer, pl_module)
+        elif self.engine is None and not self.every_n_steps:
+            self._judge_rollout(trainer)
 
     @override
     def on_validation_batch_end(
@@ -373,9 +379,7 @@ class MorphoCallback(Callback):
         assert self.engine is not None and self._reporter is not None
         reshard_(pl_module)
         self._reporter.collect()
-        over = trainer.current_epoch + (0 if self.every_n_steps else 1)
-        change = self._rollout.judge(trainer, self.engine.layers, self._val_loss, over)
-        self._reporter.tell_rollout(change, self.engine.ticks)
+        self._reporter.tell_rollout(self._judge_rollout(trainer), self.engine.ticks)
         steps = trainer.estimated_stepping_batches
         can_measure = bool(self._has_loss) and trainer.val_dataloaders is not None
         self.engine.tick(
@@ -389,6 +393,12 @@ class MorphoCallback(Callback):
         if self.telemetry.log:
             metrics = growth_metrics(self.engine, layers_on=self._rollout.changes)
             pl_module.log_dict(metrics, sync_dist=trainer.world_size > 1)  # equal anyway; Lightning warns
+
+    def _judge_rollout(self, trainer: Trainer) -> RolloutChange | None:
+        """Let a ramp move; a run without growth leaves its figures for those with it."""
+        over = trainer.current_epoch + (0 if self.every_n_steps else 1)
+        layers = {} if self.engine is None else self.engine.layers
+        return self._rollout.judge(trainer, layers, self._val_loss, over)
 
     def _settle_pairs(self, pl_module: LightningModule) -> None:
         """Decide which proposed pairs are confirmed, on every rank alike."""

@@ -11,6 +11,7 @@ from lightning_morpho.checks import (
     as_section,
     check,
     is_count,
+    is_name,
     is_number,
     is_percentage,
     named_arguments,
@@ -69,7 +70,8 @@ class GuardConfig:
             ``>= 0``; None: not watched.
         errors: Most contained errors of seeds, ``>= 0``; None: not watched.
         baseline: Recorded values of a run without growth: ``val_loss`` in loss units, ``step_time`` in
-            seconds. What is not recorded is compared with the lowest value of this run so far.
+            seconds; used where ``rollout.cohort_dir`` has no run without growth at the same step. What is not
+            recorded either is compared with the lowest value of this run so far.
     """
 
     val_loss: float | None = 0.05
@@ -158,6 +160,8 @@ class RolloutConfig(FlagConfig):
         flag_file: YAML file whose flags replace these during a run, looked at again and again; None: none.
         flag_every_n_steps: Optimizer steps between two looks at the flag file, ``>= 1``.
         ramp: Percentage by epoch or step, below ``percentage``, with a guard; None: constant.
+        cohort_dir: Folder that all runs of one job share: each leaves its figures there at every tick, and a
+            ramp's guard compares with those of the runs without growth; None: none.
     """
 
     enabled: bool = True
@@ -166,6 +170,7 @@ class RolloutConfig(FlagConfig):
     flag_file: str | None = None
     flag_every_n_steps: int = 10
     ramp: RampConfig | None = None
+    cohort_dir: str | None = None
 
     _section: ClassVar[str] = "rollout"
 
@@ -174,12 +179,9 @@ class RolloutConfig(FlagConfig):
         if not self.salt:
             object.__setattr__(self, "salt", "chunked_layers")
         object.__setattr__(self, "flags", _checked_flags(self.flags))
-        check(
-            self.flag_file is None or (isinstance(self.flag_file, str) and bool(self.flag_file)),
-            "rollout.flag_file",
-            "null or the path of a YAML file",
-            self.flag_file,
-        )
+        for name, what in (("flag_file", "a YAML file"), ("cohort_dir", "a folder")):
+            value = getattr(self, name)
+            check(value is None or is_name(value), f"rollout.{name}", f"null or the path of {what}", value)
         check(
             is_count(self.flag_every_n_steps),
             "rollout.flag_every_n_steps",

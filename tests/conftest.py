@@ -1,7 +1,10 @@
 """One thread, one seed per test, and factories for small layers."""
 
 import random
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -70,3 +73,25 @@ def fill_beds() -> Callable[[HybridKasminaLayer], None]:
                         parameter.normal_()
 
     return fill
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel, built once, through the source distribution as a release is: it must hold all that it needs."""
+    folder, root = tmp_path_factory.mktemp("dist"), Path(__file__).parent.parent
+    _python("-m", "build", "--no-isolation", "--outdir", str(folder), str(root))
+    (built,) = folder.glob("*.whl")
+    return built
+
+
+@pytest.fixture(scope="session")
+def installed_wheel(wheel: Path) -> Path:
+    """A folder with only the wheel in it; its dependencies are those of this environment."""
+    site = wheel.parent / "site"
+    _python("-m", "pip", "install", "--no-deps", "--no-index", "--target", str(site), str(wheel))
+    return site
+
+
+def _python(*command: str) -> None:
+    done = subprocess.run([sys.executable, *command], capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stdout + done.stderr

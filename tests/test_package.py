@@ -30,15 +30,6 @@ def _run(*command: str, cwd: Path, **env: str) -> str:
     return done.stdout
 
 
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("dist")
-    # Through the source distribution, as a release is built: it must hold all that the wheel needs.
-    _run("-m", "build", "--no-isolation", "--outdir", str(folder), str(ROOT), cwd=folder)
-    (built,) = folder.glob("*.whl")
-    return built
-
-
 @pytest.mark.slow
 def test_wheel_holds_configs_and_type_marker_and_no_tests(wheel):
     shipped = set(zipfile.ZipFile(wheel).namelist())
@@ -52,10 +43,8 @@ def test_wheel_holds_configs_and_type_marker_and_no_tests(wheel):
 
 
 @pytest.mark.slow
-def test_installed_wheel_works_outside_the_checkout(wheel, tmp_path):
-    site, work = tmp_path / "site", tmp_path / "work"
-    work.mkdir()
-    _run("-m", "pip", "install", "--no-deps", "--no-index", "--target", str(site), str(wheel), cwd=work)
+def test_installed_wheel_works_outside_the_checkout(installed_wheel, tmp_path):
+    site, work = installed_wheel, tmp_path
     printed = _run("-c", USE, str(site), cwd=work, PYTHONPATH=str(site))
     assert printed.split() == ["lightning_morpho.MorphoCallback", "MorphoCallback"]
     composed = _run(

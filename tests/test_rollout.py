@@ -1,7 +1,11 @@
 """Who is on: precedence, cohort sizes and their permanence."""
 
+import inspect
+import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -87,6 +91,33 @@ def test_a_fresh_process_gives_the_same_answers():
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, env={"PYTHONHASHSEED": "77"}
     )
     assert eval(done.stdout) == [cohort_bucket("chunked_layers", unit) for unit in units]
+
+
+def other_pythons() -> dict[str, str]:
+    """Interpreters of other versions that run on this machine, on the path and from pyenv, by version."""
+    pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"))
+    candidates = [*(shutil.which(f"python3.{n}") for n in range(8, 20)), *pyenv.glob("versions/3.*/bin/python3")]
+    found = {}
+    for python in filter(None, candidates):
+        asked = [str(python), "-c", "import sys; print('%d.%d' % sys.version_info[:2])"]
+        done = subprocess.run(asked, capture_output=True, text=True, timeout=60)
+        if done.returncode == 0 and done.stdout.strip() != "{}.{}".format(*sys.version_info[:2]):
+            found[done.stdout.strip()] = str(python)
+    return found
+
+
+def test_other_pythons_give_the_golden_buckets():
+    """The function's own source, without the package: an old interpreter has no torch."""
+    code = f"""import hashlib, sys
+{inspect.getsource(cohort_bucket)}
+golden = {GOLDEN!r}
+sys.exit(any(cohort_bucket(*key) != digits / 2**48 * 100 for key, digits in golden.items()))
+"""
+    pythons = other_pythons()
+    if not pythons:
+        pytest.skip("no other Python on this machine")
+    wrong = [version for version, python in pythons.items() if subprocess.run([python, "-c", code]).returncode]
+    assert not wrong, f"other cohorts under Python {wrong}"
 
 
 @given(st.text(), st.text())

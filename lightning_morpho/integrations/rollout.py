@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from lightning.pytorch import Trainer
 
 from lightning_morpho.config import RolloutConfig
+from lightning_morpho.integrations.ranks import gather_objects
 from lightning_morpho.layers import HybridKasminaLayer
 from lightning_morpho.rollout import LiveRollout, RolloutChange, RunHealth, feature_environment
 
@@ -55,20 +57,23 @@ class TrainerRollout(LiveRollout):
         return self.take(trainer.strategy.broadcast(self.look() if trainer.is_global_zero else None), layers)
 
     def judge(self, trainer: Trainer, layers: Layers, loss: float | None, epochs: int) -> RolloutChange | None:
-        """At a decision tick: let the ramp rise, or fall.
+        """At a decision tick: leave the run's figures for other runs, and let the ramp rise, or fall.
 
         Args:
             trainer: The Trainer.
-            layers: The hybrid layers by name.
+            layers: The hybrid layers by name; none in a run without growth.
             loss: Latest validation loss; None if there is none.
             epochs: Epochs that are over.
         """
-        if self.ramp is None:
+        if not self.watched:
             return None
         if math.isnan(trainer.callback_metrics.get(self._monitor, 0.0)):
             loss = math.nan
-        errors = sum(int(layer.morpho.state.errors.sum()) for layer in layers.values())
+        errors = sum(gather_objects(sum(int(layer.morpho.state.errors.sum()) for layer in layers.values())))
         own = RunHealth(val_loss=loss, step_time=self.timer.take(), errors=errors)
+        if self.cohort is not None and trainer.is_global_zero:
+            self.cohort.write(trainer.global_step, own, grown=self.grown)
+            own = replace(own, baseline=self.cohort.baseline(trainer.global_step))
         return self.tick(layers, self._progress(trainer, epochs), trainer.strategy.broadcast(own))
 
     def _progress(self, trainer: Trainer, epochs: int) -> int:

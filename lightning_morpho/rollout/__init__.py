@@ -1,5 +1,6 @@
 """Who grows: flags and cohorts, ramps with a guard, and their change during a run."""
 
+from lightning_morpho.rollout.cohort import CohortLog
 from lightning_morpho.rollout.compare import ImplementationComparison, Timing, compare_implementations
 from lightning_morpho.rollout.flag_file import FlagFile, FlagFileError, Overlay, parse_flags
 from lightning_morpho.rollout.flags import (
@@ -13,11 +14,13 @@ from lightning_morpho.rollout.flags import (
     register_flag,
     with_environment,
 )
-from lightning_morpho.rollout.guard import Guard, RunHealth, StepTimer, Verdict
+from lightning_morpho.rollout.guard import Baseline, Guard, RunHealth, StepTimer, Verdict
 from lightning_morpho.rollout.live import LiveRollout, RolloutChange
 from lightning_morpho.rollout.ramp import Ramp
 
 __all__ = [
+    "Baseline",
+    "CohortLog",
     "ENVIRONMENT_PREFIX",
     "FlagFile",
     "FlagFileError",

@@ -5,10 +5,23 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import median
 
 from lightning_morpho.rollout_config import GUARDED, GuardConfig
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """What runs without growth have at the same optimizer step.
+
+    Attributes:
+        values: Median over these runs, by name; what none of them measured is missing.
+        runs: How many they are.
+    """
+
+    values: Mapping[str, float] = field(default_factory=dict)
+    runs: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,12 +31,14 @@ class RunHealth:
     Attributes:
         val_loss: Latest validation loss, None where there was none.
         step_time: Median duration of a training step since the last tick, in seconds; None if unmeasured.
-        errors: Contained errors of all seeds so far.
+        errors: Contained errors of all seeds so far, over all ranks.
+        baseline: What the runs without growth of the same job have.
     """
 
     val_loss: float | None = None
     step_time: float | None = None
     errors: int = 0
+    baseline: Baseline = field(default_factory=Baseline)
 
 
 @dataclass(frozen=True)
@@ -35,7 +50,10 @@ class Verdict:
 
 
 class Guard:
-    """Compares a run with its recorded baseline or, where there is none, with its own best so far.
+    """Compares a run with its baseline.
+
+    That is, where it is known: the runs without growth of the same job, at the same step; else the recorded
+    values; else the run's own best so far.
 
     Args:
         config: What must hold.
@@ -54,19 +72,20 @@ class Guard:
 
     def check(self, health: RunHealth) -> Verdict:
         """Judge one tick; what was not measured is not judged."""
-        failures = [self._compare(name, getattr(health, name)) for name in GUARDED]
+        failures = [self._compare(name, getattr(health, name), health.baseline) for name in GUARDED]
         if self.config.errors is not None and health.errors > self.config.errors:
             failures.append(f"{health.errors} contained errors are above {self.config.errors}")
         reasons = [failure for failure in failures if failure]
         return Verdict(not reasons, "; ".join(reasons))
 
-    def _compare(self, name: str, value: float | None) -> str:
+    def _compare(self, name: str, value: float | None, cohort: Baseline) -> str:
         limit = getattr(self.config, name)
         if value is None:
             return ""
         if not math.isfinite(value):
             return f"{name} is {value}"
-        baseline = self.config.baseline.get(name, self.lowest.get(name, value))
+        own = self.config.baseline.get(name, self.lowest.get(name, value))
+        baseline = cohort.values.get(name, own)
         self.lowest[name] = min(value, self.lowest.get(name, value))
         if limit is None:
             return ""
@@ -74,7 +93,10 @@ class Guard:
         bound = baseline + limit * abs(baseline)
         if value <= bound:
             return ""
-        return f"{name} {value:.4g} is above {bound:.4g} (baseline {baseline:.4g}, at most +{limit:.0%})"
+        source = (
+            f" of {cohort.runs} run{'' if cohort.runs == 1 else 's'} without growth" if name in cohort.values else ""
+        )
+        return f"{name} {value:.4g} is above {bound:.4g} (baseline {baseline:.4g}{source}, at most +{limit:.0%})"
 
     def state_dict(self) -> dict[str, float]:
         """Lowest values so far."""

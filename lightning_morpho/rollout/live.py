@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from lightning_morpho.layers import HybridKasminaLayer
+from lightning_morpho.rollout.cohort import CohortLog
 from lightning_morpho.rollout.flag_file import FlagFile, Look, Overlay, with_overlay
 from lightning_morpho.rollout.flags import CHUNKED_LAYERS, decide_layer, feature_environment, flag_of, with_environment
 from lightning_morpho.rollout.guard import RunHealth, StepTimer
@@ -62,6 +63,8 @@ class LiveRollout:
     Attributes:
         ramp: The ramp, None without one.
         overlay: What the flag file sets.
+        cohort: The figures of all runs of the job, None without a folder for them.
+        grown: Whether a layer is on, or was at any time of this run.
         timer: Takes the duration of training steps for the guard.
     """
 
@@ -72,6 +75,8 @@ class LiveRollout:
         self.model_id = model_id
         self.environment = feature_environment(environment)
         self.ramp = None if config.ramp is None else Ramp(config.ramp)
+        self.cohort = None if config.cohort_dir is None else CohortLog(config.cohort_dir, model_id)
+        self.grown = False
         self.overlay: Overlay = {}
         self.timer = StepTimer()
         self._file = None if config.flag_file is None else FlagFile(config.flag_file)
@@ -105,6 +110,11 @@ class LiveRollout:
     def changes(self) -> bool:
         """Whether the flags may change during the run."""
         return self.config.flag_file is not None or self.ramp is not None
+
+    @property
+    def watched(self) -> bool:
+        """Whether anything looks at the run's figures."""
+        return self.ramp is not None or self.cohort is not None
 
     @property
     def topologies(self) -> int:
@@ -158,13 +168,15 @@ class LiveRollout:
     def _change(self, layers: Layers, cause: Literal["start", "flag file", "ramp"], reason: str) -> RolloutChange:
         on, off = self.apply(layers)
         flag, _ = self.flag()
+        layers_on = sum(layer.implementation == "chunked" for layer in layers.values())
+        self.grown = self.grown or layers_on > 0
         return RolloutChange(
             cause=cause,
             reason=reason,
             percentage=float(flag.percentage) if flag.enabled else 0.0,
             on=on,
             off=off,
-            layers_on=sum(layer.implementation == "chunked" for layer in layers.values()),
+            layers_on=layers_on,
         )
 
     # ------------------------------------------------------------------ persistence
@@ -174,10 +186,12 @@ class LiveRollout:
             name: {k: list(v) if isinstance(v, tuple) else v for k, v in keys.items()}
             for name, keys in self.overlay.items()
         }
-        return {"overlay": overlay, "ramp": None if self.ramp is None else self.ramp.state_dict()}
+        ramp = None if self.ramp is None else self.ramp.state_dict()
+        return {"overlay": overlay, "ramp": ramp, "grown": self.grown}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what :meth:`state_dict` gave; a ramp that is new in this run starts afresh."""
         self.overlay = state["overlay"] if self._file is not None else {}
+        self.grown = state.get("grown", False)
         if self.ramp is not None and state["ramp"] is not None:
             self.ramp.load_state_dict(state["ramp"])

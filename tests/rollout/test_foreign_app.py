@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -40,16 +41,39 @@ with initialize_config_dir(sys.argv[1], version_base="1.3"):
 """
 
 
-@pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with only the wheel in it."""
-    folder = tmp_path_factory.mktemp("wheel")
-    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), str(ROOT)]
-    subprocess.run(build, check=True, capture_output=True, timeout=200)
-    (wheel,) = folder.glob("*.whl")
-    install = ["pip", "install", "--no-deps", "--no-index", "--target", str(folder / "site"), str(wheel)]
-    subprocess.run([sys.executable, "-m", *install], check=True, capture_output=True, timeout=200)
-    return folder / "site"
+@dataclass(frozen=True)
+class Environment:
+    """A Python and, unless it has the package itself, the folder where the package lies."""
+
+    python: str
+    site: Path | None = None
+
+
+@pytest.fixture(scope="session")
+def shared(installed_wheel: Path) -> Environment:
+    """Only the wheel, over the dependencies of this environment."""
+    return Environment(sys.executable, installed_wheel)
+
+
+@pytest.fixture(scope="session")
+def fresh(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Environment:
+    """A new virtual environment with the wheel and what it asks for: minutes, and needs the package index."""
+    python = tmp_path_factory.mktemp("fresh") / "venv" / "bin" / "python"
+    subprocess.run([sys.executable, "-m", "venv", str(python.parents[1])], check=True, timeout=200)
+    install = [str(python), "-m", "pip", "install", "--quiet", "-c", str(ROOT / "constraints.txt"), str(wheel)]
+    subprocess.run(install, check=True, timeout=1500)
+    return Environment(str(python))
+
+
+ENVIRONMENTS = [
+    pytest.param("shared", marks=pytest.mark.slow),
+    pytest.param("fresh", marks=[pytest.mark.exhaustive, pytest.mark.timeout(2000)]),
+]
+
+
+@pytest.fixture(params=ENVIRONMENTS)
+def site(request: pytest.FixtureRequest) -> Environment:
+    return request.getfixturevalue(request.param)
 
 
 @pytest.fixture(scope="module")
@@ -68,11 +92,11 @@ def app(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run(site: Path, app: Path, *arguments: str, script: str = "app.py") -> tuple[int, str]:
+def run(site: Environment, app: Path, *arguments: str, script: str = "app.py") -> tuple[int, str]:
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", script, *arguments],
+        [site.python, "-W", "ignore", script, *arguments],
         cwd=app,
-        env={"PYTHONPATH": str(site), "PATH": "/usr/bin:/bin", "HOME": str(app)},
+        env={"PYTHONPATH": str(site.site or ""), "PATH": "/usr/bin:/bin", "HOME": str(app)},
         capture_output=True,
         text=True,
         timeout=200,
@@ -80,15 +104,13 @@ def run(site: Path, app: Path, *arguments: str, script: str = "app.py") -> tuple
     return done.returncode, done.stdout + done.stderr
 
 
-@pytest.mark.slow
-def test_every_shipped_preset_composes_and_instantiates(site: Path, app: Path) -> None:
+def test_every_shipped_preset_composes_and_instantiates(site: Environment, app: Path) -> None:
     wanted = [f"+morpho={name}" for name in ALONE] + [f"+morpho=default,morpho/{choice}" for choice in GROUPS]
     code, printed = run(site, app, str(app / "conf"), *wanted, script="every.py")
     assert code == 0, printed
     assert printed.split("\n")[:-1] == [f"{overrides} MorphoCallback" for overrides in wanted]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "printed"),
     [
@@ -100,13 +122,12 @@ def test_every_shipped_preset_composes_and_instantiates(site: Path, app: Path) -
         (["+morpho@trainer.callback=default"], "made MorphoCallback False 100.0 theirs"),
     ],
 )
-def test_documented_commands(arguments: list[str], printed: str, site: Path, app: Path) -> None:
+def test_documented_commands(arguments: list[str], printed: str, site: Environment, app: Path) -> None:
     code, output = run(site, app, *arguments)
     assert code == 0 and printed in output, output
     assert "composed without torch" in output, "an application that does not grow would start slower"
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
@@ -121,7 +142,7 @@ def test_documented_commands(arguments: list[str], printed: str, site: Path, app
     ],
 )
 def test_typical_mistakes_are_named_with_the_way_out(
-    arguments: list[str], told: list[str], site: Path, app: Path
+    arguments: list[str], told: list[str], site: Environment, app: Path
 ) -> None:
     code, output = run(site, app, *arguments)
     assert code != 0
@@ -129,8 +150,7 @@ def test_typical_mistakes_are_named_with_the_way_out(
     assert "made" not in output
 
 
-@pytest.mark.slow
-def test_other_groups_of_the_package_stay_hidden(site: Path, app: Path) -> None:
+def test_other_groups_of_the_package_stay_hidden(site: Environment, app: Path) -> None:
     code, output = run(site, app, "--help")
     assert code == 0
     groups = [line.split(":")[0] for line in output.splitlines() if ": " in line]
@@ -138,8 +158,7 @@ def test_other_groups_of_the_package_stay_hidden(site: Path, app: Path) -> None:
     assert not {"model", "data", "experiment", "logger"} & set(groups)
 
 
-@pytest.mark.slow
-def test_multirun_sweeps_over_the_percentage(site: Path, app: Path) -> None:
+def test_multirun_sweeps_over_the_percentage(site: Environment, app: Path) -> None:
     code, output = run(site, app, "-m", "+morpho=full", "morpho.rollout.percentage=0,50", "hydra.sweep.dir=sweep")
     assert code == 0, output
     assert [line for line in output.splitlines() if line.startswith("made")] == [
@@ -149,6 +168,14 @@ def test_multirun_sweeps_over_the_percentage(site: Path, app: Path) -> None:
 
 
 @pytest.mark.slow
-def test_command_is_installed(site: Path, app: Path) -> None:
-    (entry,) = site.glob("lightning_morpho-*.dist-info/entry_points.txt")
+def test_command_is_installed(installed_wheel: Path) -> None:
+    (entry,) = installed_wheel.glob("lightning_morpho-*.dist-info/entry_points.txt")
     assert "morpho = lightning_morpho.cli:main" in entry.read_text()
+
+
+@pytest.mark.exhaustive
+@pytest.mark.timeout(2000)
+def test_command_of_a_fresh_environment_inspects_a_preset(fresh: Environment, tmp_path: Path) -> None:
+    command = [str(Path(fresh.python).with_name("morpho")), "inspect", "train", "morpho=full"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0 and "+ net.0" in done.stdout, done.stdout + done.stderr
