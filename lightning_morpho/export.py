@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lightning_morpho.blueprints import Span
-from lightning_morpho.layers import Bed, HybridKasminaLayer, SeedBeds, strip_
+from lightning_morpho.layers import Bed, HybridKasminaLayer, SeedBeds, strip_, surviving
 from lightning_morpho.surgery import hybrid_layers
 
 
@@ -76,7 +76,7 @@ def _folded_weights(layer: HybridKasminaLayer) -> tuple[Tensor, Tensor | None]:
     """Weight and bias of a layer with the units of the spans before and behind it.
 
     Rows: the layer's own, then those of each bed of its consumer. Columns: the layer's own inputs, then the
-    new units of each of its own beds.
+    new units of each of its own beds. Dead units have neither.
     """
     seeds = layer.morpho
     weight, bias = layer.weight.detach(), None if layer.bias is None else layer.bias.detach()  # type: ignore
@@ -95,7 +95,13 @@ def _folded_weights(layer: HybridKasminaLayer) -> tuple[Tensor, Tensor | None]:
             rows.append(torch.cat([values[f"w_in{place}"], *_links(consumer, index, seeds, own)], dim=1))
             biases.append(values.get(f"b_in{place}"))
     kept = [b for b in biases if b is not None]
-    return torch.cat(rows), torch.cat(kept) if kept else None
+    folded, shift = torch.cat(rows), torch.cat(kept) if kept else None
+    if isinstance(seeds.blueprint, Span):
+        folded = folded[:, surviving(seeds).repeat_interleave(seeds.blueprint.route.positions).to(folded.device)]
+    if isinstance(consumer, SeedBeds):
+        alive = surviving(consumer).to(folded.device)
+        folded, shift = folded[alive], None if shift is None else shift[alive]
+    return folded, shift
 
 
 def _links(consumer: SeedBeds, index: int, seeds: SeedBeds, own: Mapping[int, Bed]) -> list[Tensor]:
@@ -116,20 +122,23 @@ def _fold_norms_(seeds: SeedBeds) -> None:
     """Put the norms of live spans behind those of the host."""
     if not isinstance(seeds.blueprint, Span):
         return
+    alive = surviving(seeds)
     for place, host in enumerate(seeds.blueprint.route.norms):
         norms = [bed.norms[place] for bed in _live(seeds).values()]
         for name, value in (*host.named_parameters(), *host.named_buffers()):
             if value.ndim == 1:
-                joined = torch.cat([value.detach(), *(getattr(norm, name).detach() for norm in norms)])
+                parts = [value.detach(), *(getattr(norm, name).detach() for norm in norms)]
+                joined = torch.cat(parts)[alive.to(value.device)]
                 setattr(host, name, nn.Parameter(joined, value.requires_grad) if name in host._parameters else joined)
         assert isinstance(host, _BatchNorm)
-        host.num_features += sum(int(norm.num_features) for norm in norms)  # type: ignore[arg-type, misc]
+        host.num_features = int(alive.sum())
 
 
 def _set_weights_(layer: nn.Module, weight: Tensor, bias: Tensor | None) -> None:
     """Give a plain layer other weights, and the sizes that go with them."""
     old = layer.weight
-    if weight.shape == old.shape:
+    assert isinstance(old, Tensor)
+    if weight.shape == old.shape and torch.equal(weight, old):
         return
     trainable = bool(old.requires_grad)
     layer.weight = nn.Parameter(weight.clone(), trainable)

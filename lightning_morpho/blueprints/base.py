@@ -82,6 +82,11 @@ class Blueprint(ABC):
             ``source="chunk"``: ``(N, M, width)``; else the layer's output layout.
         """
 
+    @property
+    def units(self) -> int:
+        """Hidden units of a bed that can be removed one by one; 0 where the sizing rule does not reach."""
+        return 0
+
     def norms(self) -> list[nn.Module]:
         """New norms of a bed, one for each norm of the host that its units pass; none by default."""
         return []

@@ -76,6 +76,11 @@ class Span(Blueprint):
         return max(8, self.route.producers[0].out_features) if self.config.hidden == AUTO else self.config.hidden
 
     @property
+    def units(self) -> int:
+        """Its hidden units."""
+        return self.hidden
+
+    @property
     def columns(self) -> int:
         """Input features of the consumer that the new units of a bed take."""
         return self.hidden * self.route.positions

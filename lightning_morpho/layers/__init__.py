@@ -13,11 +13,13 @@ from lightning_morpho.layers.hybrid import (
 from lightning_morpho.layers.seeds import SeedBeds, Transition
 from lightning_morpho.layers.span import allocate_links_, connect_
 from lightning_morpho.layers.taps import Tap, clear_taps
+from lightning_morpho.layers.units import HiddenLayer, hidden_layers, surviving
 
 __all__ = [
     "Bed",
     "ChunkedKasminaLayer",
     "GrownParameters",
+    "HiddenLayer",
     "HybridKasminaLayer",
     "SeedBeds",
     "Tap",
@@ -27,7 +29,9 @@ __all__ = [
     "clear_taps",
     "connect_",
     "detach_",
+    "hidden_layers",
     "plan_blueprint",
     "plan_route",
     "strip_",
+    "surviving",
 ]

@@ -146,9 +146,10 @@ class Bed(GrownParameters):
         kept: Which of them are fossils, bool ``(N,)``.
         generation: Generation of each of these seeds, ``(N,)``.
         kept_alpha: Blend weight of each fossil, ``(N,)``.
+        alive: Which of its hidden units are not dead, bool; all of them, until the sizing rule removes some.
     """
 
-    _FIELDS = ("occupied", "kept", "generation", "kept_alpha")
+    _FIELDS = ("occupied", "kept", "generation", "kept_alpha", "alive")
 
     def __init__(self, blueprint: Blueprint, like: Tensor) -> None:
         super().__init__()
@@ -160,6 +161,7 @@ class Bed(GrownParameters):
         self.kept = np.zeros(chunks, dtype=np.bool_)
         self.generation = np.zeros(chunks, dtype=np.int32)
         self.kept_alpha = np.zeros(chunks, dtype=np.float32)
+        self.alive = np.ones(blueprint.units, dtype=np.bool_)
 
     @property
     def free(self) -> bool:
@@ -186,6 +188,7 @@ class Bed(GrownParameters):
         for norm in self._batch_norms():
             norm.reset_parameters()
         self.generation[list(chunks)] = generations
+        self.alive[:] = True
         self.take(event, warmup)
 
     def count_step(self) -> None:
@@ -235,7 +238,7 @@ class Bed(GrownParameters):
     def load_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what :meth:`to_dict` gave."""
         for name in self._FIELDS:
-            getattr(self, name)[:] = state[name]
+            getattr(self, name)[:] = state.get(name, True)  # beds of older checkpoints have no dead units
         super().load_dict(state)
 
 

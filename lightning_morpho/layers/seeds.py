@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from lightning_morpho.blueprints import Blueprint
+from lightning_morpho.blueprints import Blueprint, Span
 from lightning_morpho.config import MorphoConfig
 from lightning_morpho.layers.beds import Bed, GrownParameters, derived_generator
 from lightning_morpho.layers.graft import GraftPlan
@@ -73,6 +73,7 @@ class SeedBeds(nn.Module):
         links: What the beds' units read of the new units of the layer before.
         confirmed: Whether seeds may germinate: False while a span's pair was only proposed.
         refused: Why they never will, None if nothing speaks against it.
+        host_alive: Which of the host's own hidden units between the producers and this layer are not dead.
         steps: Optimizer steps done so far, counted by :class:`~lightning_morpho.optim.OptimizerLink`.
         state: :class:`~lightning_morpho.StateTensor` of the current seed of each chunk.
         health: Statistics by name, one value a chunk, as last sampled; empty before.
@@ -105,6 +106,7 @@ class SeedBeds(nn.Module):
         self.outlet: Tap | None = None
         self.confirmed = blueprint.source != "producer"
         self.refused: str | None = None
+        self.host_alive = np.ones(blueprint.route.producers[0].out_features if isinstance(blueprint, Span) else 0, bool)
         self._muted: frozenset[int] = frozenset()
         self._sentences: dict[int, _Sentence] = {}
         self._forget_links()
@@ -448,6 +450,7 @@ class SeedBeds(nn.Module):
             "producers": [tap.producer.name for tap in self.inlets],
             "confirmed": self.confirmed,
             "refused": self.refused,
+            "host_alive": self.host_alive.tolist(),
             "sentences": {chunk: asdict(s) for chunk, s in self._sentences.items()},
         }
 
@@ -460,6 +463,7 @@ class SeedBeds(nn.Module):
         for link, saved in zip(self.links.all_links(), extra["links"].values(), strict=True):
             link.load_dict(saved)
         self.confirmed, self.refused = extra["confirmed"], extra["refused"]
+        self.host_alive[:] = extra.get("host_alive", True)
         self._sentences = {int(chunk): _Sentence(**s) for chunk, s in extra["sentences"].items()}
         self.switch(not extra.get("off", False))
         self.refresh()

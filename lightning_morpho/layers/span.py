@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -29,6 +29,9 @@ class SpanPlan:
         alphas: Blend weight of each chunk of each of them, float32 ``(N,)``.
         links: Live links of each of them, with the bed before that each comes from.
         inlets: Taps of the producers.
+
+    Attributes:
+        observer: Is shown the new hidden units of each bed, by its index; None: nobody.
     """
 
     def __init__(
@@ -43,6 +46,7 @@ class SpanPlan:
         self.beds = beds
         self.links = list(links)
         self.inlets = tuple(inlets)
+        self.observer: Callable[[dict[int, Tensor]], None] | None = None
         self._alpha = [blueprint.site.chunks.expand(torch.from_numpy(rows)) for rows in alphas]
         # A link hangs on a whole bed: it fades out with the last of the bed's chunks.
         self._strength = [torch.tensor(rows.max()) for rows in alphas]
@@ -67,6 +71,8 @@ class SpanPlan:
             parameters["w_out"] = weighted(parameters["w_out"], alpha)
             out = out + self.blueprint.grow(parameters, units)
             hidden[index] = units, strength
+        if self.observer is not None:
+            self.observer({index: units for index, (units, _) in hidden.items()})
         return out, hidden
 
     def _on(self, position: int, device: torch.device) -> tuple[Tensor, Tensor]:

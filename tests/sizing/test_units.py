@@ -1,0 +1,139 @@
+"""Dead hidden units: exactly zero everywhere, without effect on the rest, and gone from the exported model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lightning_morpho import BlueprintConfig, MorphoConfig, confirm_pairs_, export, hybrid_layers, morph_
+from lightning_morpho.layers import HiddenLayer, hidden_layers
+
+
+class SwiGLU(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.gate, self.down = nn.Linear(5, 6), nn.Linear(5, 6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(self.up(x) * nn.functional.silu(self.gate(x)))
+
+
+def mlp() -> nn.Module:
+    return nn.Sequential(nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, 7), nn.Tanh(), nn.Linear(7, 3))
+
+
+def conv() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(2, 4, 3, padding=1),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.Conv2d(4, 5, 3, bias=False),
+        nn.BatchNorm2d(5),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(5 * 16, 3),
+    )
+
+
+NETS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "mlp": (mlp, (9, 5)),
+    "conv": (conv, (9, 2, 6, 6)),
+    "swiglu": (SwiGLU, (9, 5)),
+}
+
+
+def grown(name: str, hidden: int = 8) -> tuple[nn.Module, Tensor]:
+    """A net with a live bed in each pair, all of whose weights are random."""
+    make, shape = NETS[name]
+    torch.manual_seed(0)
+    model, x = make(), torch.randn(shape)
+    morph_(model, MorphoConfig(blueprint=BlueprintConfig(hidden=hidden)))
+    assert confirm_pairs_(model, (x,)) == {}
+    for layer in hybrid_layers(model).values():
+        if len(layer.morpho.beds):
+            layer.request_germination()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn(parameter.shape) / 2)
+    model.eval()
+    return model, x
+
+
+def kill(layer: HiddenLayer, seed: int) -> Tensor:
+    """Some units of each block, drawn; at least one of each is spared."""
+    dead = torch.rand(layer.units, generator=torch.Generator().manual_seed(seed)) < 0.5
+    for part in layer.split(dead).values():
+        part[0] = False
+    return dead
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_export_leaves_dead_units_out_and_computes_the_same(name):
+    model, x = grown(name)
+    full = export(model)
+    layers = hidden_layers(hybrid_layers(model).values())
+    dead = {layer.name: kill(layer, i) for i, layer in enumerate(layers)}
+    for layer in layers:
+        layer.mark_dead_(dead[layer.name])
+    plain = export(model)
+    torch.testing.assert_close(plain(x), model(x), rtol=1e-5, atol=1e-5)
+    assert sum(p.numel() for p in plain.parameters()) < sum(p.numel() for p in full.parameters())
+    for layer in layers:
+        inputs = plain.get_submodule(layer.name).weight.shape[1]
+        assert inputs == int((~dead[layer.name]).sum()) * layer.blueprint.route.positions
+    assert not any(m is not None for m in hybrid_layers(plain).values())
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_a_narrower_host_equals_one_with_the_units_sliced_out_by_hand(name):
+    """The reference: an exported net of full size whose consumers' columns are set to zero."""
+    model, x = grown(name)
+    layers = hidden_layers(hybrid_layers(model).values())
+    dead = {layer.name: kill(layer, i) for i, layer in enumerate(layers)}
+    reference = export(model)
+    for layer in layers:
+        weight = reference.get_submodule(layer.name).weight
+        columns = dead[layer.name].repeat_interleave(layer.blueprint.route.positions)
+        with torch.no_grad():
+            weight[:, columns] = 0
+        layer.mark_dead_(dead[layer.name])
+    torch.testing.assert_close(model(x), reference(x), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_masks_name_every_weight_of_a_dead_unit(name):
+    """What a mask misses would keep training and bring a removed unit back."""
+    model, x = grown(name)
+    layers = hidden_layers(hybrid_layers(model).values())
+    for i, layer in enumerate(layers):
+        layer.mark_dead_(kill(layer, i))
+    before = export(model)
+    zero = [(p, mask) for layer in layers for p, mask in layer.masks()]
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn(parameter.shape))
+        for parameter, mask in zero:
+            parameter.mul_(mask)
+    after = export(model)
+    assert [p.shape for p in before.parameters()] == [p.shape for p in after.parameters()]
+    torch.testing.assert_close(after(x), model(x), rtol=1e-5, atol=1e-5)
+
+
+def test_dead_units_survive_a_round_trip_through_state_dict():
+    model, x = grown("mlp")
+    for i, layer in enumerate(hidden_layers(hybrid_layers(model).values())):
+        layer.mark_dead_(kill(layer, i))
+    again, _ = grown("mlp")
+    again.load_state_dict(model.state_dict())
+    assert [p.shape for p in export(again).parameters()] == [p.shape for p in export(model).parameters()]
+    torch.testing.assert_close(again(x), model(x), rtol=0, atol=0)
+
+
+def test_pairs_come_last_to_first():
+    """The rule spends its tolerance from the output backwards; what it saw of earlier layers stays true so."""
+    model, _ = grown("mlp")
+    assert [layer.name for layer in hidden_layers(hybrid_layers(model).values())] == ["4", "2"]
