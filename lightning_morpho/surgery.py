@@ -21,6 +21,7 @@ from lightning_morpho.layers import (
     detach_,
     plan_blueprint,
     plan_route,
+    strip_,
 )
 from lightning_morpho.layers.links import linkable
 from lightning_morpho.lifecycle import LifecycleError
@@ -399,24 +400,37 @@ def _check_budget(plans: dict[str, Blueprint], counts: dict[str, int], budget: i
         )
 
 
-def unmorph_(model: nn.Module) -> list[str]:
+def unmorph_(model: nn.Module, *, discard_live: bool = False) -> list[str]:
     """Give the hybrid layers of a model their own classes back, in place.
+
+    Args:
+        model: The model.
+        discard_live: Whether seeds that live in it, fossils too, are thrown away: what is left is the host alone,
+            with the weights that it learnt beside them.
 
     Returns:
         Names of the layers.
 
     Raises:
-        LifecycleError: If a layer holds live seeds; then nothing is changed.
+        LifecycleError: If a layer holds live seeds and they are not to be discarded; then nothing is changed.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(4, 3))
+        >>> _ = morph_(model), model[0].request_germination()
+        >>> unmorph_(model, discard_live=True), model
+        (['0'], Sequential(
+          (0): Linear(in_features=4, out_features=3, bias=True)
+        ))
     """
     layers = hybrid_layers(model)
     live = [name for name, layer in layers.items() if not layer.morpho.dormant]
-    if live:
+    if live and not discard_live:
         raise LifecycleError(
             f"These layers hold live seeds, removing them would change what they compute: {_shorten(live)}. "
-            "Cull them first."
+            "Cull them first, `export` the model with them, or throw them away with `discard_live=True`."
         )
     if _GUARD in model.__dict__:
         model.__dict__.pop(_GUARD).remove()
     for layer in layers.values():
-        detach_(layer)
+        strip_(layer) if discard_live else detach_(layer)
     return list(layers)

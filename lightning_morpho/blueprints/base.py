@@ -46,6 +46,8 @@ class Blueprint(ABC):
         kind: Its name in the registry.
         source: What it reads: the layer's ``"input"``, its ``"output"``, each ``"chunk"`` of that, or the
             input of the ``"producer"`` layer before it.
+        folds: Whether what it adds is linear in the layer's input, so that export puts it into the layer's own
+            weights with :meth:`fold`.
 
     Raises:
         ValueError: For an unknown activation.
@@ -53,6 +55,7 @@ class Blueprint(ABC):
 
     kind: ClassVar[str] = ""
     source: ClassVar[Source]
+    folds: bool = False
 
     def __init__(self, site: Site, config: BlueprintConfig) -> None:
         if config.activation not in ACTIVATIONS:
@@ -108,6 +111,25 @@ class Blueprint(ABC):
             f"Blueprint `{self.kind}` has no plain form: give {type(self).__name__} a method `plain`, "
             "or cull its seeds before `export`."
         )
+
+    def fold(
+        self, parameters: Mapping[str, Tensor], alpha: Tensor, weight: Tensor, bias: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """What seeds add to the weight and the bias of their layer, for kinds with ``folds``, for export.
+
+        Args:
+            parameters: The bed's parameters.
+            alpha: Blend weight of each output feature, ``(out_features,)``.
+            weight: The base layer's weight, ``(out_features, in_features / groups, *kernel)``.
+            bias: Its bias, ``(out_features,)``, or None.
+
+        Returns:
+            What to add to each, in their shapes; None for a bias to which nothing is added.
+
+        Raises:
+            NotImplementedError: If the blueprint does not fold.
+        """
+        raise NotImplementedError(f"Blueprint `{self.kind}` does not fold into the weights of its layer.")
 
     def merge(self, parameters: Sequence[Mapping[str, Tensor]], alphas: Sequence[Tensor]) -> dict[str, Tensor] | None:
         """One network that gives the weighted sum of several, so that one launch does for all beds.

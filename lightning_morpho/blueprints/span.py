@@ -61,6 +61,7 @@ class Span(Blueprint):
     """
 
     source = "producer"
+    folds = True  # by new rows and columns, which concern several layers
 
     def __init__(self, site: Site, config: BlueprintConfig, route: Route | None = None) -> None:
         super().__init__(site, config)

@@ -13,7 +13,7 @@ from lightning_morpho.layers.hybrid import (
 from lightning_morpho.layers.seeds import SeedBeds, Transition
 from lightning_morpho.layers.span import allocate_links_, connect_
 from lightning_morpho.layers.taps import Tap, clear_taps
-from lightning_morpho.layers.units import HiddenLayer, hidden_layers, surviving
+from lightning_morpho.layers.units import HiddenLayer, hidden_layers
 
 __all__ = [
     "Bed",
@@ -33,5 +33,4 @@ __all__ = [
     "plan_blueprint",
     "plan_route",
     "strip_",
-    "surviving",
 ]

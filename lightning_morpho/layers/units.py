@@ -183,15 +183,6 @@ def hidden_layers(layers: Iterable[ChunkedKasminaLayer]) -> list[HiddenLayer]:
     ]
 
 
-def surviving(seeds: SeedBeds) -> Tensor:
-    """Which hidden units of a pair an exported model has: the host's, then those of each live bed, bool.
-
-    Args:
-        seeds: Seeds of the pair's consumer, which grows ``span``.
-    """
-    return torch.from_numpy(np.concatenate([seeds.host_alive, *(bed.alive for _, bed in _live(seeds))]))
-
-
 def _live(seeds: SeedBeds) -> list[tuple[int, Bed]]:
     beds = [(index, seeds.bed_at(index)) for index in range(len(seeds.beds))]
     return [(index, bed) for index, bed in beds if not bed.free]
