@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from lightning_morpho.chunks import ChunkManager
+
+
+_MOST_LAUNCHES = 64
 
 
 @dataclass
@@ -24,6 +28,7 @@ class ActiveSet:
         places: Place of each chunk among its group's rows, int32 ``(N,)``, -1 for none; empty if all live.
         rows: Live chunks of each group, counted from its first, int32; empty if all live.
         pinned: Whether a captured graph reads its alpha.
+        launches: What kernels have worked out for this set, by what it depends on besides.
     """
 
     share: float
@@ -31,6 +36,7 @@ class ActiveSet:
     places: Tensor
     rows: tuple[Tensor, ...]
     pinned: bool = False
+    launches: dict[Any, Any] = field(default_factory=dict)
 
     @classmethod
     def upload(
@@ -60,6 +66,12 @@ class ActiveSet:
         if pinned and previous is not None:
             fresh = previous.alpha.copy_(fresh)
         return cls(live.size / n, fresh, buffer[n : 2 * n], rows, pinned)
+
+    def remember(self, key: Any, launch: Any) -> None:
+        """Keep what a kernel has worked out; batches of ever new lengths must not fill the memory."""
+        if len(self.launches) >= _MOST_LAUNCHES:
+            self.launches.clear()
+        self.launches[key] = launch
 
     @classmethod
     def dense(cls, alpha: Tensor, groups: int) -> ActiveSet:

@@ -97,7 +97,7 @@ class _Work:
 
     def forward(self, y: Tensor, weights: Sequence[Tensor], *, keep: bool) -> tuple[Tensor, list[Tensor]]:
         """The result, and what the backward pass needs besides the weights."""
-        if layout_of(self.networks.columns(y)) is None:
+        if not y.is_contiguous() and layout_of(self.networks.columns(y)) is None:
             y = y.contiguous()
         base, out = (y, y) if self.in_place else self._start(y)
         kept: list[Tensor] = []

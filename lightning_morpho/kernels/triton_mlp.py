@@ -79,14 +79,46 @@ def _features_of(tile, k, chunk, valid, count, PACK: tl.constexpr, WIDTH: tl.con
 
 @triton.jit
 def forward_kernel(
+    source, base, out, kept, w_in, b_in, w_out, rows0, rows1, alpha,
+    positions, split_rows, inner, outer_stride, stride, feature_stride,
+    tiles, tiles0, count0, count1, first_feature1, first_chunk1,
+    PADDED: tl.constexpr, WIDTH0: tl.constexpr, WIDTH1: tl.constexpr, HIDDEN: tl.constexpr,
+    PACK0: tl.constexpr, PACK1: tl.constexpr, COLUMNS: tl.constexpr, UNITS: tl.constexpr, BLOCK: tl.constexpr,
+    ACTIVATION: tl.constexpr, FLAT: tl.constexpr, SPARSE: tl.constexpr, SKIP: tl.constexpr,
+    KEEP: tl.constexpr, SAME: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """One tile and one split of the rows a program; the tiles of wide chunks come before those of narrow ones."""
+    tile = tl.program_id(0) % tiles
+    start = tl.program_id(0) // tiles * split_rows
+    stop = tl.minimum(start + split_rows, positions)
+    kept += tile.to(tl.int64) * positions * COLUMNS
+    if WIDTH1 > 0:
+        wide = tile < tiles0
+    else:
+        wide: tl.constexpr = True
+    if wide:
+        _forward_tile(
+            source, base, out, kept, w_in, b_in, w_out, rows0, alpha, tile, start, stop, inner, outer_stride, stride,
+            feature_stride, 0, 0, count0, PADDED, WIDTH0, HIDDEN, PACK0, COLUMNS, UNITS, BLOCK, ACTIVATION,
+            FLAT, SPARSE, SKIP, KEEP, SAME, PRECISION,
+        )  # fmt: skip
+    else:
+        _forward_tile(
+            source, base, out, kept, w_in, b_in, w_out, rows1, alpha, tile - tiles0, start, stop, inner, outer_stride,
+            stride, feature_stride, first_feature1, first_chunk1, count1, PADDED, WIDTH1, HIDDEN, PACK1, COLUMNS,
+            UNITS, BLOCK, ACTIVATION, FLAT, SPARSE, SKIP, KEEP, SAME, PRECISION,
+        )  # fmt: skip
+
+
+@triton.jit
+def _forward_tile(
     source, base, out, kept, w_in, b_in, w_out, rows, alpha,
-    positions, split_rows, inner, outer_stride, stride, feature_stride, first_feature, first_chunk, count,
+    tile, start, stop, inner, outer_stride, stride, feature_stride, first_feature, first_chunk, count,
     PADDED: tl.constexpr, WIDTH: tl.constexpr, HIDDEN: tl.constexpr, PACK: tl.constexpr,
     COLUMNS: tl.constexpr, UNITS: tl.constexpr, BLOCK: tl.constexpr, ACTIVATION: tl.constexpr,
     FLAT: tl.constexpr, SPARSE: tl.constexpr, SKIP: tl.constexpr,
     KEEP: tl.constexpr, SAME: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    tile = tl.program_id(0)
     k = tl.arange(0, COLUMNS)
     j = tl.arange(0, UNITS)
     chunk_k, live_k = _chunks_of(tile, k // WIDTH, rows, count, PACK, SPARSE)
@@ -103,8 +135,6 @@ def forward_kernel(
     b = tl.load(b_in + unit, mask=live_j, other=0.0).to(tl.float32)
     offset_k = (first_feature + feature).to(tl.int64) * feature_stride
 
-    start = tl.program_id(1) * split_rows
-    stop = tl.minimum(start + split_rows, positions)
     if SKIP:  # nothing to write where nothing lives
         stop = tl.where(tl.max(alpha_k, 0) > 0, stop, start)
     for row in range(start, stop, BLOCK):
@@ -122,20 +152,54 @@ def forward_kernel(
         y = tl.where(gate[None, :], y + alpha_k[None, :] * f, y)
         tl.store(out + at, y.to(dtype), mask=mask)
         if KEEP:
-            at = (tile.to(tl.int64) * positions + m)[:, None] * COLUMNS + k[None, :]
+            at = m.to(tl.int64)[:, None] * COLUMNS + k[None, :]
             tl.store(kept + at, x, mask=inside[:, None] & (k >= 0)[None, :])
 
 
 @triton.jit
 def backward_kernel(
+    source, grad, base, out, partial, w_in, b_in, w_out, rows0, rows1, alpha,
+    positions, split_rows, inner, outer_stride, stride, feature_stride,
+    tiles, tiles0, count0, count1, first_feature1, first_chunk1, partial1,
+    PADDED: tl.constexpr, WIDTH0: tl.constexpr, WIDTH1: tl.constexpr, HIDDEN: tl.constexpr,
+    PACK0: tl.constexpr, PACK1: tl.constexpr, COLUMNS: tl.constexpr, UNITS: tl.constexpr, BLOCK: tl.constexpr,
+    ACTIVATION: tl.constexpr, FLAT: tl.constexpr, SPARSE: tl.constexpr, KEPT: tl.constexpr, SAME: tl.constexpr,
+    INPUT: tl.constexpr, WEIGHTS: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Work divided as in the forward kernel; ``partial1`` is where the partial gradients of narrow chunks start."""
+    tile = tl.program_id(0) % tiles
+    split = tl.program_id(0) // tiles
+    start = split * split_rows
+    stop = tl.minimum(start + split_rows, positions)
+    if KEPT:
+        source += tile.to(tl.int64) * positions * COLUMNS
+    if WIDTH1 > 0:
+        wide = tile < tiles0
+    else:
+        wide: tl.constexpr = True
+    if wide:
+        _backward_tile(
+            source, grad, base, out, partial, w_in, b_in, w_out, rows0, alpha, tile, split, start, stop, inner,
+            outer_stride, stride, feature_stride, 0, 0, count0, PADDED, WIDTH0, HIDDEN, PACK0, COLUMNS, UNITS, BLOCK,
+            ACTIVATION, FLAT, SPARSE, KEPT, SAME, INPUT, WEIGHTS, PRECISION,
+        )  # fmt: skip
+    else:
+        _backward_tile(
+            source, grad, base, out, partial + partial1, w_in, b_in, w_out, rows1, alpha, tile - tiles0, split, start,
+            stop, inner, outer_stride, stride, feature_stride, first_feature1, first_chunk1, count1, PADDED, WIDTH1,
+            HIDDEN, PACK1, COLUMNS, UNITS, BLOCK, ACTIVATION, FLAT, SPARSE, KEPT, SAME, INPUT, WEIGHTS, PRECISION,
+        )  # fmt: skip
+
+
+@triton.jit
+def _backward_tile(
     source, grad, base, out, partial, w_in, b_in, w_out, rows, alpha,
-    positions, split_rows, inner, outer_stride, stride, feature_stride, first_feature, first_chunk, count,
+    tile, split, start, stop, inner, outer_stride, stride, feature_stride, first_feature, first_chunk, count,
     PADDED: tl.constexpr, WIDTH: tl.constexpr, HIDDEN: tl.constexpr, PACK: tl.constexpr,
     COLUMNS: tl.constexpr, UNITS: tl.constexpr, BLOCK: tl.constexpr, ACTIVATION: tl.constexpr,
     FLAT: tl.constexpr, SPARSE: tl.constexpr, KEPT: tl.constexpr, SAME: tl.constexpr,
     INPUT: tl.constexpr, WEIGHTS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    tile = tl.program_id(0)
     k = tl.arange(0, COLUMNS)
     j = tl.arange(0, UNITS)
     chunk_k, live_k = _chunks_of(tile, k // WIDTH, rows, count, PACK, SPARSE)
@@ -158,8 +222,6 @@ def backward_kernel(
     d_out = tl.zeros((UNITS, COLUMNS), tl.float32)
     d_b = tl.zeros((UNITS,), tl.float32)
 
-    start = tl.program_id(1) * split_rows
-    stop = tl.minimum(start + split_rows, positions)
     for row in range(start, stop, BLOCK):
         m = row + tl.arange(0, BLOCK)
         inside = m < stop
@@ -167,7 +229,7 @@ def backward_kernel(
         mask = inside[:, None] & live_k[None, :]
         g = tl.load(grad + at, mask=mask, other=0.0)
         if KEPT:
-            tiled = (tile.to(tl.int64) * positions + m)[:, None] * COLUMNS + k[None, :]
+            tiled = m.to(tl.int64)[:, None] * COLUMNS + k[None, :]
             x = tl.load(source + tiled, mask=inside[:, None] & (k >= 0)[None, :], other=0.0)
         else:
             x = tl.load(source + at, mask=mask, other=0.0)
@@ -187,7 +249,7 @@ def backward_kernel(
             tl.store(out + at, d.to(dtype), mask=mask)
     if WEIGHTS:
         place = tile * PACK + j // HIDDEN
-        slot = partial + (tl.program_id(1).to(tl.int64) * count + place) * (HIDDEN * (2 * WIDTH + 1))
+        slot = partial + (split.to(tl.int64) * count + place) * (HIDDEN * (2 * WIDTH + 1))
         u = j % HIDDEN
         own = tl.trans(block)
         tl.store(slot[:, None] + (u * WIDTH)[:, None] + (k % WIDTH)[None, :], d_in, mask=own)
@@ -198,22 +260,24 @@ def backward_kernel(
 
 @triton.jit
 def finish_kernel(
-    partial, places, alpha, d_w_in, d_b_in, d_w_out, group_chunks, count, splits, first_chunk,
-    PADDED: tl.constexpr, WIDTH: tl.constexpr, HIDDEN: tl.constexpr, SPARSE: tl.constexpr,
+    partial, places, alpha, d_w_in, d_b_in, d_w_out, chunks, splits, count0, count1, first_chunk1, partial1,
+    PADDED: tl.constexpr, WIDTH0: tl.constexpr, WIDTH1: tl.constexpr, HIDDEN: tl.constexpr, SPARSE: tl.constexpr,
     BLOCK: tl.constexpr, SPLITS: tl.constexpr,
 ):  # fmt: skip
     """Add up the splits' partial gradients; dormant chunks and the padding of narrow ones get zero."""
     EACH: tl.constexpr = HIDDEN * (2 * PADDED + 1)
-    LENGTH: tl.constexpr = HIDDEN * (2 * WIDTH + 1)
     e = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    n = e // EACH
+    chunk = e // EACH
     r = e % EACH
-    inside = n < group_chunks
-    live = inside & (tl.load(alpha + first_chunk + n, mask=inside, other=0.0) > 0)
+    inside = chunk < chunks
+    wide = chunk < first_chunk1
+    width = tl.where(wide, WIDTH0, WIDTH1)
+    count = tl.where(wide, count0, count1)
+    live = inside & (tl.load(alpha + chunk, mask=inside, other=0.0) > 0)
     if SPARSE:
-        place = tl.load(places + first_chunk + n, mask=live, other=0)
+        place = tl.load(places + chunk, mask=live, other=0)
     else:
-        place = n
+        place = tl.where(wide, chunk, chunk - first_chunk1)
     in_w_in = r < HIDDEN * PADDED
     in_b_in = (r >= HIDDEN * PADDED) & (r < HIDDEN * (PADDED + 1))
     in_w_out = r >= HIDDEN * (PADDED + 1)
@@ -221,17 +285,18 @@ def finish_kernel(
     column = tl.where(in_w_in, r % PADDED, tl.where(in_b_in, 0, q // HIDDEN))
     at = tl.where(
         in_w_in,
-        (r // PADDED) * WIDTH + column,
-        tl.where(in_b_in, HIDDEN * WIDTH + r - HIDDEN * PADDED, HIDDEN * (WIDTH + 1) + q),
+        (r // PADDED) * width + column,
+        tl.where(in_b_in, HIDDEN * width + r - HIDDEN * PADDED, HIDDEN * (width + 1) + q),
     )
-    live &= column < WIDTH
+    live &= column < width
+    start = tl.where(wide, 0, partial1).to(tl.int64) + place * (HIDDEN * (2 * width + 1)) + at
+    step = count * (HIDDEN * (2 * width + 1))
     total = tl.zeros((BLOCK,), tl.float32)
     for first in range(0, splits, SPLITS):  # several at a time: one after another is a chain of waits
         split = first + tl.arange(0, SPLITS)
-        row = (split[:, None] * count + place[None, :]).to(tl.int64)
         mask = (split < splits)[:, None] & live[None, :]
-        total += tl.sum(tl.load(partial + row * LENGTH + at[None, :], mask=mask, other=0.0), 0)
-    chunk = first_chunk + n
+        term = tl.load(partial + split.to(tl.int64)[:, None] * step[None, :] + start[None, :], mask=mask, other=0.0)
+        total += tl.sum(term, 0)
     tl.store(d_w_in + chunk * (HIDDEN * PADDED) + r, total, mask=inside & in_w_in)
     tl.store(d_b_in + chunk * HIDDEN + r - HIDDEN * PADDED, total, mask=inside & in_b_in)
     tl.store(d_w_out + chunk * (HIDDEN * PADDED) + q, total, mask=inside & in_w_out)
