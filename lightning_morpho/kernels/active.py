@@ -11,7 +11,6 @@ from torch import Tensor
 
 from lightning_morpho.chunks import ChunkManager
 
-
 _MOST_LAUNCHES = 64
 
 

@@ -37,6 +37,7 @@ class Regime(NamedTuple):
         dtypes: Dtypes of the layer's output.
         max_width: Widest chunk, in features.
         max_hidden: Most hidden units of a chunk.
+        shared_memory: Bytes of a multiprocessor's shared memory that a program takes.
     """
 
     backend: Backend
@@ -44,6 +45,7 @@ class Regime(NamedTuple):
     dtypes: tuple[torch.dtype, ...]
     max_width: int
     max_hidden: int
+    shared_memory: int = 0
 
 
 _ANY = 1 << 31
@@ -52,9 +54,10 @@ _FULL = (torch.float32, torch.float64)
 
 REGIMES: tuple[Regime, ...] = (
     # Bandwidth decides up to 64 features a chunk; from 128 on cuBLAS does more of the work per byte.
-    Regime(Backend.FUSED, "cuda", _HALF, 64, 128),
+    Regime(Backend.FUSED, "cuda", _HALF, 32, 64, shared_memory=41_000),
+    Regime(Backend.FUSED, "cuda", _HALF, 64, 128, shared_memory=132_000),
     # By three tf32 products each, as exact as IEEE float32 here; by one where tf32 is allowed.
-    Regime(Backend.FUSED, "cuda", (torch.float32,), 32, 64),
+    Regime(Backend.FUSED, "cuda", (torch.float32,), 32, 64, shared_memory=132_000),
     Regime(Backend.BATCHED, "cuda", (*_HALF, *_FULL), _ANY, _ANY),
     Regime(Backend.BATCHED, "cpu", (*_HALF, *_FULL), _ANY, _ANY),
 )
@@ -82,19 +85,27 @@ def _look_for_triton() -> str | None:
     return None
 
 
-def choose_backend(y: Tensor, networks: ChunkMLPs, *, fused: bool) -> Backend:
+@cache
+def shared_memory() -> int:
+    """Bytes of shared memory that a fused kernel may take on the present GPU, 0 where there are no fused kernels."""
+    if triton_problem() is not None:
+        return 0
+    return int(torch.cuda.get_device_properties(torch.cuda.current_device()).shared_memory_per_block_optin)
+
+
+def choose_backend(y: Tensor, networks: ChunkMLPs, *, memory: int) -> Backend:
     """The backend for a layer's output.
 
     Args:
         y: The output.
         networks: Shapes of the seeds' networks.
-        fused: Whether there are fused kernels to use. Asked for beforehand: looking for Triton here would
-            end up in the graph of a compiled model.
+        memory: Shared memory for fused kernels, as :func:`shared_memory` gives it; 0: use none. Asked for
+            beforehand: looking for Triton here would end up in the graph of a compiled model.
 
     Example:
         >>> from lightning_morpho.chunks import ChunkManager
         >>> networks = ChunkMLPs(ChunkManager(8, 2), 0, 8, "relu")
-        >>> [choose_backend(torch.zeros(3, 8, device=d), networks, fused=True) for d in ("cpu", "meta")]
+        >>> [choose_backend(torch.zeros(3, 8, device=d), networks, memory=0) for d in ("cpu", "meta")]
         [<Backend.BATCHED: 'batched'>, <Backend.REFERENCE: 'reference'>]
     """
     if networks.activation not in ACTIVATIONS or torch._C._are_functorch_transforms_active():
@@ -103,6 +114,6 @@ def choose_backend(y: Tensor, networks: ChunkMLPs, *, fused: bool) -> Backend:
     for regime in REGIMES:
         fits = width <= regime.max_width and networks.hidden <= regime.max_hidden
         fits = fits and regime.device == device and dtype in regime.dtypes
-        if fits and (fused or regime.backend is not Backend.FUSED):
+        if fits and (regime.backend is not Backend.FUSED or 0 < regime.shared_memory <= memory):
             return regime.backend
     return Backend.REFERENCE

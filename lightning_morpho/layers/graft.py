@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lightning_morpho.blueprints import Blueprint, ChunkMLP
 from lightning_morpho.grafting import blend_add, gather_chunks, scatter_chunks
-from lightning_morpho.kernels import ActiveSet, Backend, ChunkMLPs, add_chunk_mlps, choose_backend, triton_problem
+from lightning_morpho.kernels import ActiveSet, Backend, ChunkMLPs, add_chunk_mlps, choose_backend, shared_memory
 from lightning_morpho.kernels.ops import WEIGHTS
 from lightning_morpho.layers.beds import Bed
 
@@ -52,7 +52,7 @@ class GraftPlan:
         if previous is not None:
             before = dict(zip(previous.beds, previous._active, strict=True))
         device = next(self.beds[0].parameters()).device
-        self._fused = fused and triton_problem() is None
+        self._memory = shared_memory() if fused else 0
         self._active: list[ActiveSet] = [
             self._upload(rows, device, before.get(bed)) for bed, rows in zip(beds, alphas, strict=True)
         ]
@@ -74,7 +74,7 @@ class GraftPlan:
             self._active = [self._upload(rows, y.device) for rows in self._alphas]
         if self._networks is None:
             return self._by_reference(x, y)
-        backend = self.backend = choose_backend(y, self._networks, fused=self._fused)
+        backend = self.backend = choose_backend(y, self._networks, memory=self._memory)
         if backend is Backend.REFERENCE:
             return self._by_reference(x, y)
         weights = [getattr(bed, name) for bed in self.beds for name in WEIGHTS]

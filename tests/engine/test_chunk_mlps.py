@@ -1,12 +1,14 @@
 """Every path of the engine against one seed at a time in float64: output and all gradients."""
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from lightning_morpho.chunks import ChunkManager
-from lightning_morpho.kernels import ActiveSet, Backend, ChunkMLPs, add_chunk_mlps, choose_backend, triton_problem
+from lightning_morpho.kernels import ActiveSet, Backend, ChunkMLPs, add_chunk_mlps, choose_backend, shared_memory
 from tests.engine.reference import per_seed, relative_error
 
 ACTIVATIONS = ("relu", "gelu", "selu", "silu", "tanh")
@@ -81,7 +83,7 @@ def check(problem, dtype, backend=None, device="cpu", weight_dtype=None, owned=T
     weights = [p for bed in beds for p in bed]
     # The base layer's output: a tensor that autograd made and that is nobody else's.
     own = base * 1 if owned else (base * 1).view_as(base)
-    backend = backend or choose_backend(own, networks, fused=triton_problem() is None)
+    backend = backend or choose_backend(own, networks, memory=shared_memory())
     out = add_chunk_mlps(own, networks, weights, active, backend, disjoint=disjoint)
     assert out.dtype == dtype
     networks.columns(out).backward(grad)
@@ -113,3 +115,21 @@ def test_batched_bfloat16_with_float32_weights_as_under_autocast(problem):
 @given(problems())
 def test_an_output_that_is_a_view_is_not_written_into(problem):
     check(problem, torch.float32, Backend.BATCHED, owned=False)
+
+
+@pytest.mark.parametrize(
+    "gpu, memory, dtype, width, backend",
+    [
+        ("H200", 232_448, torch.bfloat16, 64, Backend.FUSED),
+        ("H200", 232_448, torch.float32, 32, Backend.FUSED),
+        ("RTX 4090", 101_376, torch.bfloat16, 32, Backend.FUSED),
+        ("RTX 4090", 101_376, torch.bfloat16, 64, Backend.BATCHED),
+        ("RTX 4090", 101_376, torch.float32, 32, Backend.BATCHED),
+        ("none", 0, torch.bfloat16, 32, Backend.BATCHED),
+    ],
+)
+def test_a_kernel_that_a_small_gpu_cannot_hold_is_not_started(gpu, memory, dtype, width, backend):
+    networks = ChunkMLPs(ChunkManager(2 * width, 2), 0, 2 * width, "relu")
+    with FakeTensorMode():
+        y = torch.empty(4, 2 * width, dtype=dtype, device="cuda")
+    assert choose_backend(y, networks, memory=memory) is backend, gpu

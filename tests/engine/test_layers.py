@@ -136,13 +136,16 @@ def test_a_broken_triton_is_no_reason_to_fail(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (9, 0))
     monkeypatch.setitem(sys.modules, "lightning_morpho.kernels.triton", None)
-    dispatch.triton_problem.cache_clear()
+    caches = dispatch.triton_problem, dispatch.shared_memory
+    for cache in caches:
+        cache.cache_clear()
     try:
         assert "Triton is missing or broken" in dispatch.triton_problem()
         assert layer_of(BASES["linear"][0])(torch.randn(6, 5)).shape == (6, 10)
     finally:
         monkeypatch.undo()
-        dispatch.triton_problem.cache_clear()
+        for cache in caches:
+            cache.cache_clear()
 
 
 def test_the_original_output_is_left_alone_where_it_is_someone_elses():
