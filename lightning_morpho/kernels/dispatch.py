@@ -90,7 +90,8 @@ def shared_memory() -> int:
     """Bytes of shared memory that a fused kernel may take on the present GPU, 0 where there are no fused kernels."""
     if triton_problem() is not None:
         return 0
-    return int(torch.cuda.get_device_properties(torch.cuda.current_device()).shared_memory_per_block_optin)
+    gpu = torch.cuda.get_device_properties(torch.cuda.current_device())
+    return int(getattr(gpu, "shared_memory_per_block_optin", gpu.shared_memory_per_block))
 
 
 def choose_backend(y: Tensor, networks: ChunkMLPs, *, memory: int) -> Backend:
