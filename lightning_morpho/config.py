@@ -150,6 +150,8 @@ class LifecycleConfig:
         timeout_ticks: Ticks after which a stage is left in any case, ``>= 1``; must not be below
             ``active_ticks``.
         embargo_ticks: Ticks a culled seed waits before its chunk may germinate again, ``>= 0``.
+        recovery_ticks: Ticks a seed that ended in ERROR_RECOVERY waits before its chunk may germinate again, ``>= 0``.
+        max_errors: Contained errors after which a seed ends in ERROR_RECOVERY, ``>= 1``.
         alpha_step: Largest change of alpha a tick, in (0, 1]: a culled seed fades out by it.
         train_fossils: Whether kept seeds go on training with the host (else they are frozen).
     """
@@ -157,6 +159,8 @@ class LifecycleConfig:
     active_ticks: int = 3
     timeout_ticks: int = 100
     embargo_ticks: int = 5
+    recovery_ticks: int = 5
+    max_errors: int = 3
     alpha_step: float = 0.25
     train_fossils: bool = True
 
@@ -170,6 +174,8 @@ class LifecycleConfig:
             self.timeout_ticks,
         )
         check(is_count(self.embargo_ticks, 0), "lifecycle.embargo_ticks", "at least 0 ticks", self.embargo_ticks)
+        check(is_count(self.recovery_ticks, 0), "lifecycle.recovery_ticks", "at least 0 ticks", self.recovery_ticks)
+        check(is_count(self.max_errors), "lifecycle.max_errors", "at least 1 error", self.max_errors)
         check(
             is_fraction(self.alpha_step) and self.alpha_step > 0,
             "lifecycle.alpha_step",

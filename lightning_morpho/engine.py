@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -94,8 +95,11 @@ class GrowthEngine:
         wanted = [key for d in decisions if isinstance(d, Measure) for key in d.seeds]
         if wanted and measure is not None:
             decisions = self.tamiyo.decide(replace(observation, measurements=tuple(measure(wanted))))
-        for decision in decisions:
-            self._apply(decision)
+        with ExitStack() as together:
+            for layer in self.layers.values():
+                together.enter_context(layer.morpho.together())
+            for decision in decisions:
+                self._apply(decision)
         self.optimizers.drop_stale_state()
 
     def _apply(self, decision: Decision) -> None:
@@ -184,12 +188,9 @@ class GrowthEngine:
 
 def _view(name: str, layer: HybridKasminaLayer, waited: bool) -> LayerView:
     seeds, state = layer.morpho, layer.morpho.state
-    active_ticks = seeds.config.lifecycle.active_ticks
     views = []
     for chunk in (state.stage != Stage.DORMANT).nonzero()[0].tolist():
         seed = seeds.seed_at(chunk)
-        fading = bool(state.fading[chunk])
-        due = seed.stage is Stage.ACTIVE and not fading and seed.age >= active_ticks
         views.append(
             SeedView(
                 chunk=chunk,
@@ -198,8 +199,8 @@ def _view(name: str, layer: HybridKasminaLayer, waited: bool) -> LayerView:
                 age=seed.age,
                 alpha=seed.alpha,
                 bed=seed.bed,
-                fading=fading,
-                due=due,
+                fading=bool(state.fading[chunk]),
+                due=seeds.stages.due(chunk),
             )
         )
     return LayerView(

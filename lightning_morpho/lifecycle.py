@@ -39,12 +39,14 @@ class Lifecycle:
         path: The happy path, from DORMANT to FOSSILIZED.
         exits: Stages that a stage may be left for besides the next one on the path.
         recovery: Stages in which a seed waits until it may return to DORMANT.
+        judged: Stage in which a seed waits for the verdict on it; kept, it goes on along the path.
     """
 
     name: str
     path: tuple[Stage, ...]
     exits: Mapping[Stage, frozenset[Stage]]
     recovery: frozenset[Stage]
+    judged: Stage
 
     @property
     def live(self) -> frozenset[Stage]:
@@ -67,8 +69,25 @@ class Lifecycle:
             return frozenset({Stage.DORMANT})
         if stage not in self.path or stage is self.path[-1]:
             return frozenset()
-        following = self.path[self.path.index(stage) + 1]
-        return self.exits.get(stage, frozenset()) | {following}
+        return self.exits.get(stage, frozenset()) | {self.following(stage)}
+
+    def following(self, stage: Stage) -> Stage:
+        """The next stage of the happy path.
+
+        Example:
+            >>> FULL.following(Stage.EVALUATING).name
+            'FINE_TUNING'
+        """
+        return self.path[self.path.index(stage) + 1]
+
+    def ending(self, stage: Stage, *wanted: Stage) -> Stage:
+        """The first of some recovery stages that a live stage can be left for.
+
+        Example:
+            >>> FULL.ending(Stage.GERMINATED, Stage.ROLLED_BACK, Stage.CANCELLED).name
+            'CANCELLED'
+        """
+        return next(target for target in wanted if target in self.successors(stage))
 
     def check(self, source: Stage, target: Stage) -> None:
         """Refuse a transition that is not in the table.
@@ -94,6 +113,7 @@ PHASE1 = Lifecycle(
     path=(Stage.DORMANT, Stage.LOADING, Stage.ACTIVE, Stage.FOSSILIZED),
     exits=_exits("LOADING ACTIVE", "CULLED ERROR_RECOVERY"),
     recovery=frozenset({Stage.CULLED, Stage.ERROR_RECOVERY}),
+    judged=Stage.ACTIVE,
 )
 
 FULL = Lifecycle(
@@ -114,6 +134,7 @@ FULL = Lifecycle(
         **_exits("GRAFTING STABILIZATION EVALUATING FINE_TUNING", "CULLED ROLLED_BACK ERROR_RECOVERY"),
     },
     recovery=frozenset({Stage.CULLED, Stage.CANCELLED, Stage.ROLLED_BACK, Stage.ERROR_RECOVERY}),
+    judged=Stage.EVALUATING,
 )
 
 LIFECYCLES: Mapping[str, Lifecycle] = {table.name: table for table in (PHASE1, FULL)}

@@ -10,8 +10,9 @@ from lightning_morpho.layers.hybrid import (
     plan_route,
     strip_,
 )
-from lightning_morpho.layers.seeds import SeedBeds, Transition
+from lightning_morpho.layers.seeds import SeedBeds
 from lightning_morpho.layers.span import allocate_links_, connect_
+from lightning_morpho.layers.stages import StageMachine, Transition
 from lightning_morpho.layers.taps import Tap, clear_taps
 from lightning_morpho.layers.units import HiddenLayer, hidden_layers
 
@@ -22,6 +23,7 @@ __all__ = [
     "HiddenLayer",
     "HybridKasminaLayer",
     "SeedBeds",
+    "StageMachine",
     "Tap",
     "Transition",
     "allocate_links_",

@@ -115,7 +115,7 @@ class ChunkedKasminaLayer(nn.Module):
             ValueError: For a chunk out of range.
             LifecycleError: If its seed is not live.
         """
-        self.morpho.cull([chunk], reason="cancelled")
+        self.morpho.cancel([chunk])
 
     def extra_repr(self) -> str:
         """The base layer's, and the seeds'."""

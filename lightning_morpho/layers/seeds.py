@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -16,48 +16,14 @@ from lightning_morpho.layers.beds import Bed, GrownParameters, derived_generator
 from lightning_morpho.layers.graft import GraftPlan
 from lightning_morpho.layers.links import LinkTable
 from lightning_morpho.layers.span import SpanPlan, close_links_, open_links_, span_plan
+from lightning_morpho.layers.stages import StageMachine, Tenancy, Transition
 from lightning_morpho.layers.taps import Hidden, Tap
-from lightning_morpho.lifecycle import PHASE1, LifecycleError, Stage
-from lightning_morpho.state import NO_BED, LogicalSeed, StateTensor
-
-log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Transition:
-    """One seed changed its stage.
-
-    Attributes:
-        layer: Name of the layer.
-        chunk: Chunk of the seed.
-        generation: Generation of the seed.
-        blueprint: Kind of network.
-        source: Stage that it left.
-        target: Stage that it entered.
-        reason: Why, in words.
-        figures: The numbers that decided it.
-    """
-
-    layer: str
-    chunk: int
-    generation: int
-    blueprint: str
-    source: Stage
-    target: Stage
-    reason: str
-    figures: Mapping[str, float] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class _Sentence:
-    """Why a seed is fading out."""
-
-    reason: str
-    figures: Mapping[str, float]
+from lightning_morpho.lifecycle import Lifecycle, LifecycleError, Stage
+from lightning_morpho.state import LogicalSeed, StateTensor
 
 
 class SeedBeds(nn.Module):
-    """The seeds of one layer: host-side state, beds with their parameters, and the rules of their stages.
+    """The seeds of one layer: their stages, their beds with the parameters, and the plan of what is applied.
 
     Args:
         name: Name of the layer in the model.
@@ -75,7 +41,7 @@ class SeedBeds(nn.Module):
         refused: Why they never will, None if nothing speaks against it.
         host_alive: Which of the host's own hidden units between the producers and this layer are not dead.
         steps: Optimizer steps done so far, counted by :class:`~lightning_morpho.optim.OptimizerLink`.
-        state: :class:`~lightning_morpho.StateTensor` of the current seed of each chunk.
+        stages: Stages of the seeds, and what may follow them.
         health: Statistics by name, one value a chunk, as last sampled; empty before.
         plan: What the live beds add to the output, None while all are free.
         bucketed: Whether plans hold 1, 2, 4, 8, ... beds, so that a compiled model is compiled again only that
@@ -83,8 +49,6 @@ class SeedBeds(nn.Module):
         off: Whether the base implementation runs, and all seeds stand still.
         features: Further features of the layer by the name of their flag.
     """
-
-    lifecycle_table = PHASE1
 
     def __init__(self, name: str, blueprint: Blueprint, beds: int, like: Tensor, config: MorphoConfig) -> None:
         super().__init__()
@@ -94,7 +58,7 @@ class SeedBeds(nn.Module):
         self.kind = blueprint.kind
         self.steps = 0
         self.beds = nn.ModuleList(Bed(blueprint, like) for _ in range(beds))
-        self.state = StateTensor(blueprint.site.chunks.num_chunks)
+        self.stages = StageMachine(name, blueprint.kind, blueprint.site.chunks, config.lifecycle)
         self.health: dict[str, Tensor] = {}
         self.events = 0
         self.plan: GraftPlan | SpanPlan | None = None
@@ -108,19 +72,38 @@ class SeedBeds(nn.Module):
         self.refused: str | None = None
         self.host_alive = np.ones(blueprint.route.producers[0].out_features if isinstance(blueprint, Span) else 0, bool)
         self._muted: frozenset[int] = frozenset()
-        self._sentences: dict[int, _Sentence] = {}
+        self._together = 0
+        self._outdated = False
         self._forget_links()
         self.register_load_state_dict_pre_hook(_complete_plain_checkpoint)
 
     # ------------------------------------------------------------------ links to the outside
     def _forget_links(self) -> None:
         self.observer: Callable[[Tensor], None] | None = None
-        self.on_transition: Callable[[Transition], None] | None = None
         self.on_change: Callable[[], None] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         # These point at the run; a copy has none. `on_change` points at the layer, and is copied with it.
-        return self.__dict__ | {"observer": None, "on_transition": None}
+        return self.__dict__ | {"observer": None}
+
+    @property
+    def state(self) -> StateTensor:
+        """State of the current seed of each chunk."""
+        return self.stages.state
+
+    @property
+    def lifecycle_table(self) -> Lifecycle:
+        """Stages that the seeds pass, and in what order."""
+        return self.stages.table
+
+    @property
+    def on_transition(self) -> Callable[[Transition], None] | None:
+        """Receives each transition as it happens."""
+        return self.stages.on_transition
+
+    @on_transition.setter
+    def on_transition(self, receiver: Callable[[Transition], None] | None) -> None:
+        self.stages.on_transition = receiver
 
     def observe(self, observer: Callable[[Tensor], None] | None) -> None:
         """Show each output of the layer, features last and detached, to ``observer``; None stops it."""
@@ -174,8 +157,22 @@ class SeedBeds(nn.Module):
         current = np.where(self.state.bed == index, self.state.alpha, 0)
         return np.where(bed.kept, bed.kept_alpha, current).astype(np.float32)
 
+    @contextlib.contextmanager
+    def together(self) -> Iterator[None]:
+        """Bring the execution plan in line once, after all that is done inside."""
+        self._together += 1
+        try:
+            yield
+        finally:
+            self._together -= 1
+            if self._outdated and not self._together:
+                self.refresh()
+
     def refresh(self) -> None:
         """Bring the execution plan in line with the state."""
+        self._outdated = self._together > 0
+        if self._outdated:
+            return
         live = [i for i in range(len(self.beds)) if not self.bed_at(i).free]
         if self.bucketed:
             live += self._lend_beds(len(live))
@@ -241,12 +238,7 @@ class SeedBeds(nn.Module):
             ValueError: For a chunk out of range or named twice.
             LifecycleError: If a seed is not dormant or no bed is free.
         """
-        wanted = self._check_distinct(self.state.where(Stage.DORMANT).tolist() if chunks is None else chunks)
-        busy = {c: self.seed_at(c).stage.name for c in wanted if self.seed_at(c).stage is not Stage.DORMANT}
-        if busy or not wanted:
-            raise LifecycleError(
-                f"Layer `{self.name}`: only DORMANT seeds can germinate, got {busy or 'no dormant seed'}."
-            )
+        wanted = self.stages.check_dormant(chunks)
         self._check_pair()
         if not len(self.beds) and self.outlet is not None:
             raise LifecycleError(
@@ -293,9 +285,7 @@ class SeedBeds(nn.Module):
         self.bed_at(index).open(self.blueprint, wanted, generations, self.events, warmup, generator)
         open_links_(self, index, warmup, generator)
         self.events += 1
-        self.state.update(wanted, bed=index, alpha=1.0)
-        for chunk in wanted:
-            self._move(chunk, self.lifecycle_table.path[1], reason)
+        self.stages.germinate(wanted, index, reason)
         self.refresh()
         return wanted
 
@@ -306,106 +296,74 @@ class SeedBeds(nn.Module):
             ValueError: For a chunk out of range.
             LifecycleError: If a seed is not live, or fading already.
         """
-        chunks = self._check_live(chunks, "culled")
-        for chunk in chunks:
-            self._sentences[chunk] = _Sentence(reason, dict(figures or {}))
-        self.state.update(chunks, fading=True)
+        self.stages.fade(chunks, "culled", reason, figures or {}, Stage.CULLED, Stage.CANCELLED)
 
-    def keep(self, chunks: Iterable[int], *, reason: str, figures: Mapping[str, float] | None = None) -> None:
-        """Fossilize live seeds: they stay applied at their present alpha. The output does not change.
+    def cancel(self, chunks: Iterable[int]) -> None:
+        """Take live seeds back: they fade out like culled ones, with the reason ``cancelled``.
 
         Raises:
             ValueError: For a chunk out of range.
-            LifecycleError: If a seed is not in the last stage before FOSSILIZED, or is fading.
+            LifecycleError: If a seed is not live, or fading already.
         """
-        chunks = self._check_live(chunks, "kept")
-        for chunk in chunks:
-            self.lifecycle_table.check(self.seed_at(chunk).stage, Stage.FOSSILIZED)
-        for chunk in chunks:
-            bed = self.bed_at(int(self.state.bed[chunk]))
-            bed.keep(chunk, float(self.state.alpha[chunk]), self.config.lifecycle.train_fossils)
-            self._move(chunk, Stage.FOSSILIZED, reason, figures)
+        self.stages.fade(chunks, "cancelled", "cancelled", {}, Stage.CANCELLED, Stage.CULLED)
+
+    def keep(self, chunks: Iterable[int], *, reason: str, figures: Mapping[str, float] | None = None) -> None:
+        """Keep judged seeds: as fossils they stay applied at their present alpha. The output does not change.
+
+        Raises:
+            ValueError: For a chunk out of range.
+            LifecycleError: If a seed is not in the stage in which seeds are judged, or is fading.
+        """
+        self._keep(self.stages.keep(chunks, reason, figures or {}))
         self.refresh()
 
-    def _check_distinct(self, chunks: Iterable[int]) -> list[int]:
-        wanted = [int(chunk) for chunk in chunks]
-        for chunk in wanted:
-            self.blueprint.site.chunks.check_index(chunk)
-        if len(set(wanted)) != len(wanted):
-            raise ValueError(f"`chunks` must name each chunk once, got {wanted}.")
-        return wanted
+    def roll_back(self, *, reason: str = "rollback", figures: Mapping[str, float] | None = None) -> list[int]:
+        """End all live seeds at once, as a rollback does: alpha 0, their beds free, an embargo on their chunks.
 
-    def _check_live(self, chunks: Iterable[int], verb: str) -> list[int]:
-        wanted = self._check_distinct(chunks)
-        for chunk in wanted:
-            seed = self.seed_at(chunk)
-            if seed.stage not in self.lifecycle_table.live or self.state.fading[chunk]:
-                what = "fading out already" if self.state.fading[chunk] else seed.stage.name
-                stages = ", ".join(sorted(s.name for s in self.lifecycle_table.live))
-                raise LifecycleError(
-                    f"Layer `{self.name}`, chunk {chunk}: only a seed in {stages} can be {verb}, it is {what}."
-                )
-        return wanted
+        Returns:
+            Their chunks.
+        """
+        live = self.state.where(*self.lifecycle_table.live).tolist()
+        wanted = (Stage.ROLLED_BACK, Stage.CULLED, Stage.CANCELLED)
+        self._release(self.stages.end(live, reason, figures or {}, *wanted))
+        self.refresh()
+        return live
+
+    def record_errors(self, chunks: Iterable[int], *, reason: str, figures: Mapping[str, float] | None = None) -> None:
+        """Count one contained error of the live seeds among some chunks.
+
+        Their alpha is 0 at once and rises again by ``alpha_step`` a tick; a seed with ``max_errors`` of them ends
+        in ERROR_RECOVERY instead.
+
+        Raises:
+            ValueError: For a chunk out of range or named twice.
+        """
+        self._release(self.stages.strike(chunks, reason, figures or {}))
+        self.refresh()
 
     # ------------------------------------------------------------------ time
     def advance(self) -> None:
-        """One decision tick: ages rise, stages advance, fading seeds fade."""
-        state, table = self.state, self.lifecycle_table
-        awake = np.flatnonzero(state.stage != Stage.DORMANT)
-        if not awake.size:
+        """One decision tick: ages rise, stages advance, blend weights move."""
+        if self.stages.asleep:
             return
-        state.update(awake, age=state.age[awake] + 1)
-        for chunk in np.flatnonzero(state.fading).tolist():
-            self._fade(chunk)
-        for chunk in state.where(*table.recovery).tolist():
-            if state.age[chunk] > self.config.lifecycle.embargo_ticks:
-                self._move(chunk, Stage.DORMANT, "embargo over")
-                state.update(chunk, generation=state.generation[chunk] + 1)
-        for chunk in state.where(Stage.LOADING).tolist():
-            timeout = state.age[chunk] >= self.config.lifecycle.timeout_ticks
-            if not state.fading[chunk] and (timeout or not self.bed_at(int(state.bed[chunk])).newborn):
-                self._move(chunk, Stage.ACTIVE, "timeout" if timeout else "warm-up over")
-        self._renew()
+        moves = self.stages.advance(lambda chunk: self.bed_at(int(self.state.bed[chunk])).newborn)
+        self._release(moves.ended)
+        self._keep(moves.kept)
+        if self.free_bed() is not None:
+            self.stages.renew()
         self.refresh()
 
-    def _fade(self, chunk: int) -> None:
-        alpha = float(self.state.alpha[chunk]) - self.config.lifecycle.alpha_step
-        alpha = alpha if alpha > 1e-6 else 0.0  # float32 may leave a rest below its resolution at 1
-        self.state.update(chunk, alpha=alpha)
-        if alpha > 0:
-            return
-        sentence = self._sentences.pop(chunk)
-        index = int(self.state.bed[chunk])
-        self.bed_at(index).release(chunk, self.config.lifecycle.train_fossils)
-        if self.bed_at(index).free:
-            close_links_(self, index)
-        self.state.update(chunk, bed=NO_BED, fading=False)
-        self._move(chunk, Stage.CULLED, sentence.reason, sentence.figures)
+    def _release(self, left: Iterable[Tenancy]) -> None:
+        for tenancy in left:
+            bed = self.bed_at(tenancy.bed)
+            bed.release(tenancy.chunk, self.config.lifecycle.train_fossils)
+            if bed.free:
+                close_links_(self, tenancy.bed)
 
-    def _renew(self) -> None:
-        """Put a new dormant seed where one was kept, while there is a bed for it."""
-        kept = self.state.where(Stage.FOSSILIZED)
-        if kept.size and self.free_bed() is not None:
-            successors = self.state.generation[kept] + 1
-            self.state.update(kept, stage=Stage.DORMANT, generation=successors, bed=NO_BED, alpha=0.0, age=0)
-
-    def _move(self, chunk: int, target: Stage, reason: str, figures: Mapping[str, float] | None = None) -> None:
-        seed = self.seed_at(chunk)
-        self.lifecycle_table.check(seed.stage, target)
-        transition = Transition(
-            layer=self.name,
-            chunk=chunk,
-            generation=seed.generation,
-            blueprint=self.kind,
-            source=seed.stage,
-            target=target,
-            reason=reason,
-            figures=dict(figures or {}),
-        )
-        self.state.update(chunk, stage=target, age=0)
-        log.debug("%s[%d] %s -> %s: %s", self.name, chunk, seed.stage.name, target.name, reason)
-        if self.on_transition is not None:
-            self.on_transition(transition)
+    def _keep(self, kept: Iterable[Tenancy]) -> None:
+        for tenancy in kept:
+            bed = self.bed_at(tenancy.bed)
+            bed.keep(tenancy.chunk, tenancy.alpha, self.config.lifecycle.train_fossils)
 
     # ------------------------------------------------------------------ views
     def seed_at(self, chunk: int) -> LogicalSeed:
@@ -444,27 +402,25 @@ class SeedBeds(nn.Module):
             "events": self.events,
             "steps": self.steps,
             "off": self.off,
-            "state": self.state.to_dict(),
+            **self.stages.to_dict(),
             "beds": [self.bed_at(i).to_dict() for i in range(len(self.beds))],
             "links": {key: link.to_dict() for key, link in zip(self.links, self.links.all_links(), strict=True)},
             "producers": [tap.producer.name for tap in self.inlets],
             "confirmed": self.confirmed,
             "refused": self.refused,
             "host_alive": self.host_alive.tolist(),
-            "sentences": {chunk: asdict(s) for chunk, s in self._sentences.items()},
         }
 
     def set_extra_state(self, extra: Any) -> None:
         """Restore what :meth:`get_extra_state` gave."""
         self.events, self.steps = extra["events"], extra["steps"]
-        self.state.load_dict(extra["state"])
+        self.stages.load_dict(extra)
         for index, bed in enumerate(extra["beds"]):
             self.bed_at(index).load_dict(bed)
         for link, saved in zip(self.links.all_links(), extra["links"].values(), strict=True):
             link.load_dict(saved)
         self.confirmed, self.refused = extra["confirmed"], extra["refused"]
         self.host_alive[:] = extra.get("host_alive", True)
-        self._sentences = {int(chunk): _Sentence(**s) for chunk, s in extra["sentences"].items()}
         self.switch(not extra.get("off", False))
         self.refresh()
         if self.outlet is not None:
