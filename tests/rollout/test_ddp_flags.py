@@ -27,3 +27,5 @@ def test_all_ranks_switch_before_the_same_step_and_stay_bit_equal(tmp_path: Path
     assert any(p.any() for p in beds.values())
     # Switched off, no bed moves on any rank: under DDP a zero gradient would let momentum and decay in.
     assert_equal(beds, {n: first[off[-1]][1][n] for n in beds})
+    ends = [(tmp_path / f"end-{rank}.txt").read_text() for rank in (0, 1)]
+    assert ends == ["base", "base"], "the guard of a ramp must see an error of rank 1 alone, and turn all off"
