@@ -1,6 +1,6 @@
 """Neural networks that grow while they train: a callback for PyTorch Lightning."""
 
-from lightning_morpho.blueprints import Blueprint, Site, blueprint_type, register_blueprint
+from lightning_morpho.blueprints import Blueprint, Site, blueprint_type, register_blueprint, register_module_blueprint
 from lightning_morpho.callback import MorphoCallback
 from lightning_morpho.checkpoint import load_grown_
 from lightning_morpho.chunks import ChunkManager
@@ -20,7 +20,7 @@ from lightning_morpho.config import (
 )
 from lightning_morpho.confirmation import confirm_pairs_
 from lightning_morpho.engine import GrowthEngine
-from lightning_morpho.export import export
+from lightning_morpho.export import export, merge_
 from lightning_morpho.layers import ChunkedKasminaLayer, HybridKasminaLayer
 from lightning_morpho.lifecycle import LifecycleError, Stage
 from lightning_morpho.optim import OptimizerLink
@@ -76,9 +76,11 @@ __all__ = [
     "find_pairs",
     "hybrid_layers",
     "load_grown_",
+    "merge_",
     "morph_",
     "register_blueprint",
     "register_channelwise",
     "register_flag",
+    "register_module_blueprint",
     "unmorph_",
 ]

@@ -81,11 +81,14 @@ class BlueprintConfig:
         kind: ``"auto"``: ``span`` where a pair of layers is found, ``neurons`` elsewhere. Or a name in the
             blueprint registry: ``"span"`` (new hidden units between the layer before and this one: the layer
             in between becomes wider), ``"neurons"`` (new hidden units from the layer's own input),
-            ``"block"`` (a residual block on the layer's whole output), ``"mlp"`` (a two-layer network on each
-            chunk: the more chunks, the less it is worth at equal cost), or one of your own.
+            ``"glu"`` (gated hidden units from there), ``"block"`` (a residual block on the layer's whole output),
+            ``"mlp"`` (a two-layer network on each chunk: the more chunks, the less it is worth at equal cost),
+            ``"lowrank"`` (a change of low rank of the layer's weights: for trained hosts, useless from scratch),
+            ``"affine"`` (a scale and a shift of each output feature), or one of your own.
         hidden: Hidden units of one bed, or of one chunk (``mlp``). ``"auto"``: ``span`` takes as many as the
             layer in between has, at least 8; ``neurons`` as many as cost the layer's own parameter count, at
-            least 8; ``block`` the layer's width; ``mlp`` twice the chunk's width.
+            least 8, and so does ``glu``; ``block`` the layer's width; ``mlp`` twice the chunk's width. Of ``lowrank``
+            it is the rank, by default 8 or what the layer's weights can have.
         activation: ``"relu"``, ``"gelu"``, ``"selu"``, ``"silu"`` or ``"tanh"``.
     """
 

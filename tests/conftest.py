@@ -75,6 +75,26 @@ def fill_beds() -> Callable[[HybridKasminaLayer], None]:
     return fill
 
 
+@pytest.fixture
+def grown(make_layer: Callable, fill_beds: Callable) -> Callable[..., HybridKasminaLayer]:
+    """A layer with two live beds: a kept one at full strength, and one that fades out, half gone."""
+
+    def make(layer: nn.Module, kind: str = "lowrank", seeds: int = 2, **config: object) -> HybridKasminaLayer:
+        made = make_layer(layer, kind=kind, seeds=seeds, beds=2, alpha_step=0.5, **config)
+        for number in range(2):
+            made.request_germination()
+            made.morpho.advance()
+            chunks = range(made.num_seeds)
+            made.morpho.keep(chunks, reason="test") if number == 0 else made.morpho.cull(chunks[:1], reason="test")
+            made.morpho.advance()
+        fill_beds(made)
+        made.morpho.refresh()
+        assert sum(not bed.free for bed in made.morpho.beds) == 2 and made.morpho.state.alpha[0] == 0.5
+        return made
+
+    return make
+
+
 @pytest.fixture(scope="session")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The wheel, built once, through the source distribution as a release is: it must hold all that it needs."""

@@ -132,7 +132,42 @@ def mlp_reference(layer, bed, x, y, parts):
     return out.movedim(-1, axis)
 
 
-REFERENCES = {"neurons": neurons_reference, "mlp": mlp_reference}
+def lowrank_reference(layer, bed, x, y, parts):
+    axis = axis_of(layer)
+    total = torch.zeros_like(y).movedim(axis, 0)
+    for rank in range(len(bed["w_in"])):
+        h = single_unit(layer, bed["w_in"][rank], torch.zeros(()))(x).movedim(axis, 0)[0]
+        for feature in range(len(total)):
+            total[feature] += bed["w_out"][feature, rank] * h
+    return total.movedim(0, axis)
+
+
+def glu_reference(layer, bed, x, y, parts):
+    axis = axis_of(layer)
+    total = torch.zeros_like(y).movedim(axis, 0)
+    for unit in range(len(bed["b_in"])):
+        gate = single_unit(layer, bed["w_gate"][unit], bed["b_gate"][unit])(x).movedim(axis, 0)[0]
+        value = single_unit(layer, bed["w_in"][unit], bed["b_in"][unit])(x).movedim(axis, 0)[0]
+        for feature in range(len(total)):
+            total[feature] += bed["w_out"][feature, unit] * gate.clamp(min=0) * value
+    return total.movedim(0, axis)
+
+
+def affine_reference(layer, bed, x, y, parts):
+    axis = axis_of(layer)
+    rows = [s * row + t for s, t, row in zip(bed["scale"], bed["shift"], y.movedim(axis, 0), strict=True)]
+    return torch.stack(rows).movedim(0, axis)
+
+
+REFERENCES = {
+    "neurons": neurons_reference,
+    "mlp": mlp_reference,
+    "lowrank": lowrank_reference,
+    "glu": glu_reference,
+    "affine": affine_reference,
+}
+# The factor that is zero at birth.
+FINAL = {"affine": "scale"}
 
 
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel:UserWarning")
@@ -144,7 +179,7 @@ def test_contribution_equals_a_loop_over_units_and_is_zero_at_birth(case, kind, 
     plain = plain_copy(base_layer)
     features = plain.weight.shape[0]
     seeds = min(3, features)
-    layer = make_layer(base_layer, kind=kind, seeds=seeds)
+    layer = make_layer(base_layer, kind=kind, seeds=seeds, hidden=8)
     x = torch.randn(shape, dtype=torch.float64)
     layer.request_germination()
     assert torch.equal(layer(x), plain(x)), "a newborn must give exactly zero"
@@ -191,13 +226,13 @@ def test_newborn_learns_from_the_first_step(case, kind, activation, make_layer):
     x = torch.randn(shape, dtype=torch.float64)
     before = layer(x)
     before.square().sum().backward()
-    bed = layer.morpho.beds[0]
-    gradient = bed.w_out.grad[1] if kind == "mlp" else bed.w_out.grad[layer.chunks.mask(1)]
+    final = getattr(layer.morpho.beds[0], FINAL.get(kind, "w_out"))
+    gradient = final.grad[1] if kind == "mlp" else final.grad[layer.chunks.mask(1)]
     assert (gradient != 0).any()
-    others = bed.w_out.grad[0] if kind == "mlp" else bed.w_out.grad[layer.chunks.mask(0)]
+    others = final.grad[0] if kind == "mlp" else final.grad[layer.chunks.mask(0)]
     assert not others.any(), "no seed lives in chunk 0"
     with torch.no_grad():
-        bed.w_out -= 0.01 * bed.w_out.grad
+        final -= 0.01 * final.grad
     assert layer(x).square().sum() < before.square().sum()
 
 
@@ -240,15 +275,15 @@ def test_automatic_mlp_is_twice_as_wide_as_its_chunk():
     assert blueprint.numel() == 3 * (6 * 3 + 6 + 3 * 6)
 
 
-@pytest.mark.parametrize("kind", REFERENCES)
+@pytest.mark.parametrize("kind", [kind for kind in REFERENCES if kind != "affine"])
 def test_new_incoming_weights_lie_within_torchs_default_bound(kind, make_layer):
     layer = make_layer(nn.Linear(25, 36), kind=kind, seeds=2, hidden=200)
     layer.request_germination()
     bed = layer.morpho.beds[0]
-    bound = (25 if kind == "neurons" else 18) ** -0.5
+    bound = (18 if kind == "mlp" else 25) ** -0.5
     # 5000 and 7200 uniform draws: the largest lies within 1 % of the bound but for odds of e^-50.
     assert 0.99 * bound < bed.w_in.abs().max() <= bound
-    assert bed.b_in.abs().max() <= bound
+    assert all(p.abs().max() <= bound for name, p in bed.named_parameters() if name.startswith("b_"))
     assert not bed.w_out.any()
 
 
@@ -260,7 +295,10 @@ def test_taken_name_is_refused_and_keeps_its_blueprint():
 
 
 def test_unknown_name_is_refused_with_those_there_are():
-    with pytest.raises(ValueError, match=r"`blueprint.kind` must be one of \['block', 'mlp'.*got 'transformer'"):
+    with pytest.raises(
+        ValueError,
+        match=r"`blueprint.kind` must be one of \['affine', 'block', 'glu', 'lowrank', 'mlp'.*got 'transformer'",
+    ):
         blueprint_type("transformer")
 
 

@@ -505,7 +505,9 @@ def test_bad_arguments_are_refused_when_the_callback_is_made(options: Any, error
 def test_an_unknown_blueprint_is_refused_with_the_known_ones() -> None:
     from lightning_morpho import BlueprintConfig
 
-    with pytest.raises(ValueError, match=r"one of \['block', 'mlp', 'neurons'.*got 'neuron'"):
+    with pytest.raises(
+        ValueError, match=r"one of \['affine', 'block', 'glu', 'lowrank', 'mlp', 'neurons'.*got 'neuron'"
+    ):
         MorphoCallback(blueprint=BlueprintConfig(kind="neuron"))
 
 

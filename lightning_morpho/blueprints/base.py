@@ -90,6 +90,9 @@ class Blueprint(ABC):
         """Hidden units of a bed that can be removed one by one; 0 where the sizing rule does not reach."""
         return 0
 
+    def train(self, mode: bool) -> None:  # noqa: B027
+        """Say whether the model trains or is evaluated; only a blueprint that differs between them cares."""
+
     def norms(self) -> list[nn.Module]:
         """New norms of a bed, one for each norm of the host that its units pass; none by default."""
         return []
@@ -191,8 +194,9 @@ def uniform_(weight: Tensor, fan_in: int, generator: torch.Generator) -> None:
 
 
 def reset_silent_(parameters: Mapping[str, Tensor], fan_in: int, generator: torch.Generator) -> None:
-    """Torch's default for ``w_in`` and ``b_in``, zero for ``w_out``, in place: silent, with a live gradient."""
+    """Torch's default for ``w_in`` and, if there is one, ``b_in``, zero for ``w_out``: silent, with a live gradient."""
     uniform_(parameters["w_in"], fan_in, generator)
-    uniform_(parameters["b_in"], fan_in, generator)
+    if "b_in" in parameters:
+        uniform_(parameters["b_in"], fan_in, generator)
     with torch.no_grad():
         parameters["w_out"].zero_()

@@ -32,6 +32,7 @@ class Site:
         padding: Its padding, or ``"same"`` or ``"valid"``.
         padding_mode: Its padding mode.
         edges: Its padding before and after each axis, last axis first, as ``F.pad`` wants it.
+        groups: Its groups.
     """
 
     in_features: int
@@ -43,6 +44,7 @@ class Site:
     padding: tuple[int, ...] | str = ()
     padding_mode: str = "zeros"
     edges: tuple[int, ...] = ()
+    groups: int = 1
 
     @classmethod
     def of(cls, layer: nn.Module, chunks: ChunkManager) -> Site:
@@ -61,6 +63,7 @@ class Site:
             layer.padding if isinstance(layer.padding, str) else tuple(layer.padding),
             layer.padding_mode,
             tuple(layer._reversed_padding_repeated_twice),
+            layer.groups,
         )
 
     @property

@@ -77,20 +77,24 @@ def _base(layer: nn.Module) -> Weights:
 def _with_own_seeds(layer: HybridKasminaLayer, own: Mapping[int, Bed]) -> Weights:
     """A layer's weights with its own seeds: new columns of spans, or what other kinds add.
 
-    Each seed read what the base layer gave, so what they add is added up.
+    Each seed read what the base layer gave, so what they add is added up: in float32 at least, and rounded once.
     """
-    seeds, base = layer.morpho, _base(layer)
+    seeds, (own_weight, own_bias) = layer.morpho, _base(layer)
+    dtype = own_weight.dtype
+    wide = torch.promote_types(dtype, torch.float32)
+    base = own_weight.to(wide), None if own_bias is None else own_bias.to(wide)
     weight, bias = base
     for index, bed in own.items():
         alpha = row_alpha(seeds, index)
         if isinstance(seeds.blueprint, Span):
             weight = torch.cat([weight, weighted(bed.values()["w_out"], alpha)], dim=1)
             continue
-        added, offset = seeds.blueprint.fold(bed.values(), alpha, *base)
+        values = {name: value.to(wide) for name, value in bed.values().items()}
+        added, offset = seeds.blueprint.fold(values, alpha.to(wide), *base)
         weight = weight + added
         if offset is not None:
             bias = offset if bias is None else bias + offset
-    return weight, bias
+    return weight.to(dtype), None if bias is None else bias.to(dtype)
 
 
 def _links(consumer: SeedBeds, index: int, seeds: SeedBeds, own: Mapping[int, Bed]) -> list[Tensor]:

@@ -83,6 +83,7 @@ class GraftPlan:
     def _by_reference(self, x: Tensor, y: Tensor) -> Tensor:
         """Any blueprint, in plain differentiable operations."""
         site, out = self.blueprint.site, y
+        self.blueprint.train(self.beds[0].training)
         parameters = [bed.values() for bed in self.beds]
         alphas = [site.chunks.expand(entry.alpha) for entry in self._active]
         merged = self.blueprint.merge(parameters, alphas)
