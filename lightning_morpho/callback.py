@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -38,8 +39,8 @@ from lightning_morpho.integrations import (
     TrainerRollout,
     align_averages,
     allow_recompilations,
+    describe_run,
     gather_objects,
-    growth_metrics,
     is_compiled,
     loss_of,
     measure_seeds,
@@ -233,8 +234,16 @@ class MorphoCallback(Callback):
             self.engine.load_state_dict(self._state["engine"])
         self._watching = bool(unconfirmed(pl_module))
         self._reporter.write({"event": "fit_start", "tick": self.engine.ticks, "step": trainer.global_step})
+        description = describe_run(trainer, pl_module, layers, self.report, self._sections())
+        self._reporter.begin(self.engine.ticks, description, resumed=self._state is not None)
         saved = None if self._state is None else self._state.get("rollout")
         self._reporter.tell_rollout(self._rollout.begin(trainer, layers, saved), self.engine.ticks)
+
+    def _sections(self) -> dict[str, object]:
+        """The arguments of this callback, as the run log takes them."""
+        sections = {item.name: getattr(self.config, item.name) for item in fields(self.config)}
+        sections |= {"tamiyo": self.tamiyo, "credit": self.credit, "telemetry": self.telemetry}
+        return sections | {"every_n_steps": self.every_n_steps, "loss_fn": self.loss_fn is not None}
 
     def _prepare_compiled(self, layers: dict[str, HybridKasminaLayer]) -> None:
         for layer in layers.values():
@@ -345,10 +354,23 @@ class MorphoCallback(Callback):
             loss = torch.tensor(math.nan if value is None else float(value), device=pl_module.device)
             agreed = float(trainer.strategy.reduce(loss, reduce_op="mean"))
             self._val_loss = None if math.isnan(agreed) else agreed
+            self._tell_metrics()
+
+    @override
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write what the epoch before logged at its very end."""
+        self._tell_metrics()
+
+    def _tell_metrics(self) -> None:
+        if self.engine is not None and self._reporter is not None:
+            self._reporter.tell_metrics(self.engine.ticks)
 
     @override
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Print the table of seeds."""
+        """Say how the fit ended, and print the table of seeds."""
+        self._tell_metrics()
+        if self.engine is not None and self._reporter is not None:
+            self._reporter.end(self.engine, "finished")
         if self.engine is not None and self.telemetry.table and trainer.is_global_zero:
             Console().print(seed_table(self.engine.records))
 
@@ -359,6 +381,8 @@ class MorphoCallback(Callback):
             self._probe.__exit__(None, None, None)
             self._probe = None
         clear_taps(hybrid_layers(pl_module).values())
+        if self.engine is not None and self._reporter is not None:
+            self._reporter.end(self.engine, f"{type(exception).__name__}: {exception}")
         self._close()
 
     @override
@@ -390,9 +414,7 @@ class MorphoCallback(Callback):
         )
         self._reporter.tell()
         align_averages(trainer, pl_module)
-        if self.telemetry.log:
-            metrics = growth_metrics(self.engine, layers_on=self._rollout.changes)
-            pl_module.log_dict(metrics, sync_dist=trainer.world_size > 1)  # equal anyway; Lightning warns
+        self._reporter.tell_tick(self.engine, pl_module, layers_on=self._rollout.changes)
 
     def _judge_rollout(self, trainer: Trainer) -> RolloutChange | None:
         """Let a ramp move; a run without growth leaves its figures for those with it."""

@@ -255,7 +255,8 @@ class TelemetryConfig:
         every_n_steps: Training steps between two samples of the layers' activations, ``>= 1``;
             0 turns activation statistics off.
         log: Whether statistics and counts are logged to the Trainer's loggers.
-        events: Whether events are appended to ``morpho_events.jsonl`` in the run's log directory.
+        events: Whether events are appended to ``morpho_events.jsonl`` and figures to ``morpho_metrics.jsonl`` in
+            the run's log directory.
         table: Whether the table of seeds is printed when training ends.
     """
 

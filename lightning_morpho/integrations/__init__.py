@@ -2,8 +2,9 @@
 
 from lightning_morpho.integrations.averaging import align_averages, rebuild_averages
 from lightning_morpho.integrations.compilation import allow_recompilations, is_compiled
+from lightning_morpho.integrations.description import describe_run
 from lightning_morpho.integrations.ranks import gather_objects
-from lightning_morpho.integrations.reporting import Reporter, growth_metrics
+from lightning_morpho.integrations.reporting import Reporter
 from lightning_morpho.integrations.rollout import TrainerRollout
 from lightning_morpho.integrations.sharding import reshard_
 from lightning_morpho.integrations.validation import (
@@ -17,7 +18,7 @@ from lightning_morpho.integrations.validation import (
 __all__ = [
     "Reporter",
     "gather_objects",
-    "growth_metrics",
+    "describe_run",
     "LossFunction",
     "TrainerRollout",
     "align_averages",

@@ -3,20 +3,32 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_morpho.config import TelemetryConfig
 from lightning_morpho.engine import GrowthEngine
+from lightning_morpho.integrations.description import describe_model
 from lightning_morpho.layers import HybridKasminaLayer
-from lightning_morpho.lifecycle import Stage
 from lightning_morpho.rollout import RolloutChange
 from lightning_morpho.telemetry import EVENTS_FILE, ChunkStatistics, Event, Refusal, append_event
+from lightning_morpho.telemetry.figures import (
+    LayerFigures,
+    layer_figures,
+    live_seeds,
+    records_by_layer,
+    run_figures,
+)
+from lightning_morpho.telemetry.run_log import FORMAT, METRICS_FILE, RunLog
+
+MOST_LIVE = 32
+MOST_RECORDS = 1000
 
 
 class Reporter:
@@ -41,6 +53,7 @@ class Reporter:
     ) -> None:
         self.trainer = trainer
         self.layers = layers
+        self._config = config
         self.every_n_steps = config.every_n_steps
         sampled = layers if sample and config.every_n_steps else {}
         self._statistics = {name: ChunkStatistics(layer.chunks).to(device) for name, layer in sampled.items()}
@@ -48,6 +61,10 @@ class Reporter:
         log_dir = trainer.log_dir or trainer.default_root_dir
         wanted = config.events and not trainer.fast_dev_run  # type: ignore[attr-defined]
         self._path = Path(log_dir) / EVENTS_FILE if wanted else None
+        self._log = RunLog(Path(log_dir) / METRICS_FILE if wanted and trainer.is_global_zero else None)
+        self._host_parameters = describe_model(trainer.lightning_module)["parameters"]
+        self._began = time.perf_counter()
+        self.rollbacks = 0
 
     # ------------------------------------------------------------------ activations
     def open(self, batch: int) -> None:
@@ -62,7 +79,8 @@ class Reporter:
             self.layers[name].morpho.observe(None)
 
     def collect(self) -> None:
-        """Give the layers the statistics since the last tick, over all ranks."""
+        """Begin a tick: give the layers the statistics since the last one, over all ranks."""
+        self._began = time.perf_counter()
         for name, statistics in self._statistics.items():
             if statistics.update_called:
                 values = statistics.compute()
@@ -106,31 +124,68 @@ class Reporter:
             self.write(change.to_dict(**now))
             self._say(f"rollout, {change}")
 
+    # ------------------------------------------------------------------ the run log
+    def begin(self, ticks: int, description: Mapping[str, Any], *, resumed: bool) -> None:
+        """Write what the run starts from."""
+        self._write("start", ticks, format=FORMAT, resumed=resumed, **description)
+
+    def tell_metrics(self, ticks: int) -> None:
+        """Write what the run itself logged and was not written yet."""
+        if self._log.path is None:
+            return
+        logged = {n: float(v) for n, v in self.trainer.callback_metrics.items() if not n.startswith("morpho/")}
+        changed = self._log.changed_values(logged)
+        if changed:
+            self._write("metrics", ticks, values=changed)
+
+    def tell_tick(self, engine: GrowthEngine, pl_module: LightningModule, *, layers_on: bool) -> None:
+        """Write the figures of a tick, and log them.
+
+        Args:
+            engine: The engine, after its tick.
+            pl_module: The module that logs.
+            layers_on: Whether to log how many layers the rollout has turned on.
+        """
+        records = records_by_layer(engine.records)
+        figures = [layer_figures(layer, records.get(name, {})) for name, layer in engine.layers.items()]
+        run = run_figures(
+            engine.layers,
+            figures,
+            host_parameters=self._host_parameters,
+            rollbacks=self.rollbacks,
+            tick_seconds=time.perf_counter() - self._began,
+        )
+        if self._log.path is not None:
+            self._write_tick(engine, figures, run)
+        if self._config.log:
+            pl_module.log_dict(_series(figures, run, layers_on), sync_dist=self.trainer.world_size > 1)
+
+    def _write_tick(self, engine: GrowthEngine, figures: list[LayerFigures], run: Mapping[str, float]) -> None:
+        self._write(
+            "tick",
+            engine.ticks,
+            loss=engine.losses[-1],
+            run=run,
+            layers={f.name: {"on": f.on, "stages": f.stages, "values": f.values} for f in figures},
+            live=live_seeds(figures, engine.records, MOST_LIVE),
+            seeds=self._log.changed_maps({f.name: f.maps() for f in figures}),
+        )
+
+    def end(self, engine: GrowthEngine, outcome: str) -> None:
+        """Write how the fit ended."""
+        self._write("end", engine.ticks, outcome=outcome, seeds=engine.records[:MOST_RECORDS])
+
+    def _write(self, kind: str, ticks: int, **content: Any) -> None:
+        self._log.write(kind, tick=ticks, step=self.trainer.global_step, epoch=self.trainer.current_epoch, **content)
+
     def _say(self, text: str) -> None:
         rank_zero_info(f"morpho: step {self.trainer.global_step}: {text}")
 
 
-def growth_metrics(engine: GrowthEngine, *, layers_on: bool) -> dict[str, float]:
-    """What one tick logs; a statistic that was not measured is left out.
-
-    Args:
-        engine: The engine, after its tick.
-        layers_on: Whether to log how many layers the rollout has turned on.
-    """
-    counts = engine.counts()
-    table = next(iter(engine.layers.values())).morpho.lifecycle_table
-    values = {
-        "morpho/run/added_parameters": float(engine.live_parameters),
-        "morpho/run/germinations": float(sum(layer.morpho.events for layer in engine.layers.values())),
-        "morpho/run/seeds_dormant": float(counts[Stage.DORMANT]),
-        "morpho/run/seeds_live": float(sum(counts[stage] for stage in table.live)),
-        "morpho/run/seeds_fossilized": float(counts[Stage.FOSSILIZED]),
-        "morpho/run/seeds_recovering": float(sum(counts[stage] for stage in table.recovery)),
-    }
-    if layers_on:
-        values["morpho/run/layers_on"] = float(len(engine.on))
-    for name, layer in engine.on.items():
-        values[f"morpho/{name}/alpha"] = float(layer.morpho.state.alpha.mean())
-        for statistic, chunks in layer.morpho.health.items():
-            values[f"morpho/{name}/{statistic}"] = float(chunks.mean())
+def _series(figures: list[LayerFigures], run: Mapping[str, float], layers_on: bool) -> dict[str, float]:
+    """What one tick logs; a statistic that was not measured is left out."""
+    values = {f"morpho/run/{name}": value for name, value in run.items() if layers_on or name != "layers_on"}
+    for layer in figures:
+        if layer.on:
+            values |= {f"morpho/{layer.name}/{name}": value for name, value in layer.values.items()}
     return {name: value for name, value in values.items() if not math.isnan(value)}
