@@ -28,8 +28,8 @@ from lightning_morpho import (
     LifecycleConfig,
     MorphoCallback,
     Never,
-    OneRound,
     TelemetryConfig,
+    Uniform,
     WarmupConfig,
     hybrid_layers,
     load_grown_,
@@ -42,7 +42,7 @@ Check = Callable[[Callable[[], Task], Path], None]
 def growing(**options: Any) -> MorphoCallback:
     """A callback that germinates everywhere at the first tick."""
     return MorphoCallback(
-        tamiyo=OneRound(at=0.0),
+        tamiyo=Uniform(at=0.0),
         lifecycle=LifecycleConfig(active_ticks=1, alpha_step=0.5),
         warmup=WarmupConfig(steps=2, min_steps=2),
         telemetry=TelemetryConfig(table=False, events=False),

@@ -28,12 +28,13 @@ from lightning_morpho.pairs import PairProbe, PairReport, find_pairs, register_c
 from lightning_morpho.rollout import LiveRollout, compare_implementations, register_flag
 from lightning_morpho.state import LogicalSeed, StateTensor
 from lightning_morpho.surgery import EligibilityReport, hybrid_layers, morph_, unmorph_
-from lightning_morpho.tamiyo import Never, Observation, OneRound, Periodic, Scripted, Tamiyo
+from lightning_morpho.tamiyo import AllAtStart, Never, Observation, Periodic, RandomPlace, Scripted, Tamiyo, Uniform
 from lightning_morpho.telemetry import ChunkStatistics
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "AllAtStart",
     "Blueprint",
     "BlueprintConfig",
     "BudgetConfig",
@@ -55,12 +56,12 @@ __all__ = [
     "MorphoConfig",
     "Never",
     "Observation",
-    "OneRound",
     "OptimizerLink",
     "PairProbe",
     "PairReport",
     "Periodic",
     "RampConfig",
+    "RandomPlace",
     "RolloutConfig",
     "Scripted",
     "Site",
@@ -68,6 +69,7 @@ __all__ = [
     "StateTensor",
     "Tamiyo",
     "TelemetryConfig",
+    "Uniform",
     "WarmupConfig",
     "blueprint_type",
     "compare_implementations",

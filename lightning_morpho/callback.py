@@ -37,6 +37,7 @@ from lightning_morpho.integrations import (
     LossFunction,
     Reporter,
     TrainerRollout,
+    TrainingLoss,
     align_averages,
     allow_recompilations,
     describe_run,
@@ -46,13 +47,14 @@ from lightning_morpho.integrations import (
     measure_seeds,
     rebuild_averages,
     reshard_,
+    stop_patience,
 )
 from lightning_morpho.layers import HybridKasminaLayer, clear_taps
 from lightning_morpho.optim import OptimizerLink, adopt_plain_state
 from lightning_morpho.pairs import PairProbe
 from lightning_morpho.rollout import RolloutChange
 from lightning_morpho.surgery import EligibilityReport, hybrid_layers, morph_
-from lightning_morpho.tamiyo import Measurement, OneRound, Tamiyo
+from lightning_morpho.tamiyo import Measurement, Tamiyo, Uniform
 from lightning_morpho.tamiyo.observation import SeedKey
 from lightning_morpho.telemetry import seed_table
 
@@ -121,7 +123,7 @@ class MorphoCallback(Callback):
             model_id=model_id,
             seed=seed,
         )
-        self.tamiyo = OneRound() if tamiyo is None else tamiyo
+        self.tamiyo = Uniform() if tamiyo is None else tamiyo
         self.credit = CreditConfig() if credit is None else credit
         self.telemetry = TelemetryConfig() if telemetry is None else telemetry
         check_section("tamiyo", self.tamiyo, Tamiyo)
@@ -140,6 +142,7 @@ class MorphoCallback(Callback):
         self._probe: PairProbe | None = None
         self._watching = False
         self._batches = 0
+        self._training_loss = TrainingLoss()
         self._val_loss: float | None = None
         self._has_loss: bool | None = None
         self._attached = False
@@ -303,6 +306,8 @@ class MorphoCallback(Callback):
             self._settle_pairs(pl_module)
         self._reporter.close()
         self._rollout.timer.stop()
+        if self._reporter.samples(self._batches):
+            self._training_loss.add(outputs)
         self._batches += 1
         step = trainer.global_step
         if self.every_n_steps and step > self.engine.step and step % self.every_n_steps == 0:
@@ -410,6 +415,8 @@ class MorphoCallback(Callback):
             step=trainer.global_step,
             total_steps=None if math.isinf(steps) else int(steps),
             loss=self._val_loss,
+            training_loss=self._training_loss.take(trainer),
+            stop_patience=stop_patience(trainer),
             measure=(lambda seeds: self._measure(trainer, pl_module, seeds)) if can_measure else None,
         )
         self._reporter.tell()
@@ -452,6 +459,7 @@ class MorphoCallback(Callback):
         return {
             "engine": self.engine.state_dict(),
             "batches": self._batches,
+            "training_loss": self._training_loss.state_dict(),
             "val_loss": self._val_loss,
             "has_loss": self._has_loss,
             "rollout": self._rollout.state_dict(),
@@ -472,6 +480,7 @@ class MorphoCallback(Callback):
             return
         self._state = state_dict
         self._batches = state_dict["batches"]
+        self._training_loss.load_state_dict(state_dict["training_loss"])
         self._val_loss, self._has_loss = state_dict["val_loss"], state_dict["has_loss"]
         self._ticked_epochs = state_dict["ticked_epochs"]
         if self.engine is not None:

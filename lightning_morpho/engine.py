@@ -22,11 +22,11 @@ from lightning_morpho.tamiyo import (
     Measure,
     Measurement,
     Observation,
-    SeedView,
     Tamiyo,
 )
 from lightning_morpho.tamiyo.observation import SeedKey
 from lightning_morpho.telemetry.events import Event, Refusal, SeedRecord
+from lightning_morpho.views import layer_view
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +46,7 @@ class GrowthEngine:
     Attributes:
         ticks: Decision ticks so far.
         losses: Validation loss at each of them, None where there was none.
+        training_losses: Mean training loss before each of them, likewise.
         records: Everything known of each seed that has left dormancy, in order of germination.
     """
 
@@ -63,7 +64,10 @@ class GrowthEngine:
         self.ticks = 0
         self.step = 0
         self.losses: list[float | None] = []
+        self.training_losses: list[float | None] = []
         self.records: list[SeedRecord] = []
+        self._stop_patience: int | None = None
+        self._last_round: int | None = None
         self._waited: set[str] = set()
         self._refused: set[str] = set()
         for layer in layers.values():
@@ -75,7 +79,16 @@ class GrowthEngine:
         for layer in self.layers.values():
             layer.morpho.on_transition = None
 
-    def tick(self, *, step: int, total_steps: int | None, loss: float | None, measure: Measurer | None) -> None:
+    def tick(
+        self,
+        *,
+        step: int,
+        total_steps: int | None,
+        loss: float | None,
+        measure: Measurer | None,
+        training_loss: float | None = None,
+        stop_patience: int | None = None,
+    ) -> None:
         """One decision tick: ages and alphas move, Tamiyo decides, the decisions are carried out.
 
         Args:
@@ -83,10 +96,14 @@ class GrowthEngine:
             total_steps: Optimizer steps of the whole training, None if unknown.
             loss: Latest validation loss, equal on every rank; None if there is none.
             measure: Measures seeds on held-out data; None if no held-out loss can be had.
+            training_loss: Mean training loss since the last tick, equal on every rank; None if there is none.
+            stop_patience: Validations without progress after which training is stopped early, None if it is not.
         """
         self.ticks += 1
         self.step = step
         self.losses.append(loss)
+        self.training_losses.append(training_loss)
+        self._stop_patience = stop_patience
         self._waited |= self.layers.keys() - self.on.keys()
         for layer in self.on.values():
             layer.morpho.advance()
@@ -133,8 +150,19 @@ class GrowthEngine:
             step=step,
             total_steps=total_steps,
             losses=tuple(self.losses),
-            layers=tuple(_view(name, layer, name in self._waited) for name, layer in self.on.items()),
+            training_losses=tuple(self.training_losses),
+            last_round=self._last_round,
+            stop_patience=self._stop_patience,
+            layers=self._views(),
             can_measure=can_measure,
+        )
+
+    def _views(self) -> tuple[LayerView, ...]:
+        places = enumerate(self.layers.items())
+        return tuple(
+            layer_view(name, layer, position, waited=name in self._waited)
+            for position, (name, layer) in places
+            if not layer.morpho.off
         )
 
     @property
@@ -158,6 +186,7 @@ class GrowthEngine:
         event = Event(tick=self.ticks, step=self.step, transition=transition)
         if transition.source is Stage.DORMANT:
             self.records.append(SeedRecord.born(event))
+            self._last_round = self.ticks
         else:
             key = (transition.layer, transition.chunk, transition.generation)
             for i in range(len(self.records) - 1, -1, -1):
@@ -172,6 +201,7 @@ class GrowthEngine:
             "ticks": self.ticks,
             "step": self.step,
             "losses": list(self.losses),
+            "training_losses": list(self.training_losses),
             "records": [asdict(record) for record in self.records],
             "waited": sorted(self._waited),
             "peak_rates": self.optimizers.peak_rates,
@@ -181,36 +211,8 @@ class GrowthEngine:
         """Restore what :meth:`state_dict` gave."""
         self.ticks, self.step = state["ticks"], state["step"]
         self.losses = list(state["losses"])
+        self.training_losses = list(state["training_losses"])
         self.optimizers.peak_rates = [list(rates) for rates in state["peak_rates"]]
         self.records = [SeedRecord(**record) for record in state["records"]]
+        self._last_round = max((record.born_tick for record in self.records), default=None)
         self._waited = set(state.get("waited", ()))
-
-
-def _view(name: str, layer: HybridKasminaLayer, waited: bool) -> LayerView:
-    seeds, state = layer.morpho, layer.morpho.state
-    views = []
-    for chunk in (state.stage != Stage.DORMANT).nonzero()[0].tolist():
-        seed = seeds.seed_at(chunk)
-        views.append(
-            SeedView(
-                chunk=chunk,
-                generation=seed.generation,
-                stage=seed.stage,
-                age=seed.age,
-                alpha=seed.alpha,
-                bed=seed.bed,
-                fading=bool(state.fading[chunk]),
-                due=seeds.stages.due(chunk),
-            )
-        )
-    return LayerView(
-        name=name,
-        features=layer.chunks.num_features,
-        bed_parameters=seeds.blueprint.numel(),
-        free_beds=seeds.free_beds,
-        germinations=seeds.events,
-        late=waited and not seeds.events,
-        dormant=tuple(state.where(Stage.DORMANT).tolist()),
-        seeds=tuple(views),
-        statistics={key: tuple(values.tolist()) for key, values in seeds.health.items()},
-    )

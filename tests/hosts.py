@@ -139,11 +139,11 @@ def assert_equal(a: Any, b: Any, where: str = "") -> None:
 
 def quick(**options: Any) -> MorphoCallback:
     """A callback that germinates at the first tick and judges two ticks later."""
-    from lightning_morpho import BlueprintConfig, LifecycleConfig, OneRound, TelemetryConfig, WarmupConfig
+    from lightning_morpho import BlueprintConfig, LifecycleConfig, TelemetryConfig, Uniform, WarmupConfig
 
     defaults: dict[str, Any] = {
         "blueprint": BlueprintConfig(kind="neurons"),
-        "tamiyo": OneRound(at=0.0),
+        "tamiyo": Uniform(at=0.0),
         "lifecycle": LifecycleConfig(active_ticks=1, embargo_ticks=1, alpha_step=0.5),
         "warmup": WarmupConfig(steps=5, min_steps=5),
         "telemetry": TelemetryConfig(table=False),

@@ -33,12 +33,12 @@ from lightning_morpho import (
     LifecycleConfig,
     MorphoCallback,
     Never,
-    OneRound,
     Periodic,
     RolloutConfig,
     Scripted,
     Stage,
     TelemetryConfig,
+    Uniform,
     hybrid_layers,
 )
 
@@ -390,7 +390,7 @@ def test_ticks_by_steps_follow_the_optimizer(tmp_path: Path) -> None:
 
 
 def test_one_round_comes_at_its_share_of_training_in_every_layer(tmp_path: Path) -> None:
-    fit(tmp_path, conv_net(), quick(tamiyo=OneRound(at=0.5)), max_epochs=6)
+    fit(tmp_path, conv_net(), quick(tamiyo=Uniform(at=0.5)), max_epochs=6)
     births = [(e["step"], e["layer"]) for e in events(tmp_path) if e["to"] == "LOADING"]
     assert births == [(30, "net.1"), (30, "net.5")]
 
@@ -400,7 +400,7 @@ def test_one_round_waits_for_a_plateau_where_the_length_of_training_is_unknown(t
         def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
             trainer.should_stop = trainer.current_epoch >= 12
 
-    callback = quick(tamiyo=OneRound(patience=2, min_delta=0.5))
+    callback = quick(tamiyo=Uniform(patience=2, min_delta=0.5))
     fit(tmp_path, linear_net(), callback, Stop(), max_epochs=-1)
     born = events(tmp_path)[0]
     assert born["tick"] == 3 and "fell by less than 50%" in born["reason"]

@@ -30,6 +30,7 @@ ORDER = [
     "tamiyo",
     "credit",
     "governor",
+    "views",
     "optim",
     "engine",
     "export",

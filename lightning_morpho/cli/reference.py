@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lightning_morpho import config
-from lightning_morpho.tamiyo import Never, OneRound, Periodic, Scripted
+from lightning_morpho.tamiyo import AllAtStart, Never, Periodic, RandomPlace, Scripted, Uniform
 
 SECTIONS: tuple[tuple[str, type], ...] = (
     ("morpho.layers", config.LayersConfig),
@@ -22,9 +22,11 @@ SECTIONS: tuple[tuple[str, type], ...] = (
     ("morpho.rollout.flags.<name>", config.FlagConfig),
     ("morpho.rollout.ramp", config.RampConfig),
     ("morpho.rollout.ramp.guard", config.GuardConfig),
-    ("morpho.tamiyo (one_round, balanced)", OneRound),
+    ("morpho.tamiyo (uniform, balanced)", Uniform),
     ("morpho.tamiyo (periodic, conservative, eager)", Periodic),
+    ("morpho.tamiyo (random)", RandomPlace),
     ("morpho.tamiyo (scripted)", Scripted),
+    ("morpho.tamiyo (all_at_start)", AllAtStart),
     ("morpho.tamiyo (never)", Never),
     ("morpho.credit", config.CreditConfig),
     ("morpho.telemetry", config.TelemetryConfig),
@@ -71,7 +73,7 @@ def section(key: str, cls: type) -> str:
     items = dataclasses.fields(cls)
     if not items:
         return head
-    texts = arguments(documentation)
+    texts = {key: text for base in reversed(cls.__mro__) for key, text in arguments(inspect.getdoc(base) or "").items()}
     rows = [f"| `{item.name}` | `{_default(item)}` | {texts[item.name]} |" for item in items]
     return "\n".join([head, "| key | default | |", "|---|---|---|", *rows]) + "\n"
 

@@ -7,6 +7,7 @@ from lightning_morpho.integrations.ranks import gather_objects
 from lightning_morpho.integrations.reporting import Reporter
 from lightning_morpho.integrations.rollout import TrainerRollout
 from lightning_morpho.integrations.sharding import reshard_
+from lightning_morpho.integrations.training import TrainingLoss, stop_patience
 from lightning_morpho.integrations.validation import (
     LossFunction,
     held_out_batches,
@@ -21,6 +22,7 @@ __all__ = [
     "describe_run",
     "LossFunction",
     "TrainerRollout",
+    "TrainingLoss",
     "align_averages",
     "allow_recompilations",
     "rebuild_averages",
@@ -29,5 +31,6 @@ __all__ = [
     "is_compiled",
     "loss_of",
     "measure_seeds",
+    "stop_patience",
     "validation_loss",
 ]

@@ -67,9 +67,13 @@ class Reporter:
         self.rollbacks = 0
 
     # ------------------------------------------------------------------ activations
+    def samples(self, batch: int) -> bool:
+        """Whether this training batch is one that is to be sampled."""
+        return bool(self.every_n_steps) and batch % self.every_n_steps == 0
+
     def open(self, batch: int) -> None:
         """Sample the activations of this training batch, if it is one that is to be sampled."""
-        if self._statistics and batch % self.every_n_steps == 0:
+        if self._statistics and self.samples(batch):
             for name, statistics in self._statistics.items():
                 self.layers[name].morpho.observe(statistics.update)
 

@@ -1,5 +1,8 @@
 """Tamiyo, the controller: observations in, decisions out."""
 
+from lightning_morpho.tamiyo.base import Tamiyo
+from lightning_morpho.tamiyo.fixed import AllAtStart, Never, Scripted
+from lightning_morpho.tamiyo.judgement import judge
 from lightning_morpho.tamiyo.observation import (
     Cull,
     Decision,
@@ -11,9 +14,12 @@ from lightning_morpho.tamiyo.observation import (
     Observation,
     SeedView,
 )
-from lightning_morpho.tamiyo.policies import Never, OneRound, Periodic, Scripted, Tamiyo, judge
+from lightning_morpho.tamiyo.periodic import Periodic
+from lightning_morpho.tamiyo.random_place import RandomPlace
+from lightning_morpho.tamiyo.uniform import Uniform
 
 __all__ = [
+    "AllAtStart",
     "Cull",
     "Decision",
     "Germinate",
@@ -23,10 +29,11 @@ __all__ = [
     "Measurement",
     "Never",
     "Observation",
-    "OneRound",
     "Periodic",
+    "RandomPlace",
     "Scripted",
     "SeedView",
     "Tamiyo",
+    "Uniform",
     "judge",
 ]

@@ -42,8 +42,15 @@ class LayerView:
 
     Attributes:
         name: Its name in the model.
+        position: Its place among the model's layers, from 0.
+        kind: Name of the blueprint that grows here.
         features: Output features or channels.
+        width: Features or channels that a germination adds to: of ``span`` the hidden units in between.
         bed_parameters: Parameters that one germination adds.
+        bed_flops: Floating-point operations that it adds to the forward pass of one example; None while no batch
+            has shown how many positions the layer sees.
+        bed_bytes: Memory that it takes: parameters, their gradients and optimizer state, activations of a batch;
+            None while no batch has shown that.
         free_beds: Germinations that it can still take.
         germinations: Germinations so far.
         dormant: Chunks that may germinate.
@@ -53,14 +60,24 @@ class LayerView:
     """
 
     name: str
+    position: int = 0
+    kind: str = ""
     features: int
+    width: int = 0
     bed_parameters: int
+    bed_flops: int | None = None
+    bed_bytes: int | None = None
     free_beds: int
     germinations: int
     dormant: tuple[int, ...]
     seeds: tuple[SeedView, ...]
     statistics: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     late: bool = False
+
+    @property
+    def growable(self) -> bool:
+        """Whether it can take a germination."""
+        return bool(self.free_beds and self.dormant)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +106,10 @@ class Observation:
         step: Optimizer steps done.
         total_steps: Optimizer steps of the whole training, None if nobody knows.
         losses: Validation loss at each tick so far, this one last; None where there was none.
+        training_losses: Mean training loss of the sampled batches since the tick before, likewise.
+        last_round: Tick of the last germination, None before the first.
+        stop_patience: Validations without progress after which EarlyStopping ends the training, at the least; None
+            if there is none.
         layers: All hybrid layers.
         measurements: Results of the measurements asked for at this tick.
         can_measure: Whether a held-out loss can be had at all.
@@ -99,6 +120,9 @@ class Observation:
     total_steps: int | None
     losses: tuple[float | None, ...]
     layers: tuple[LayerView, ...]
+    training_losses: tuple[float | None, ...] = ()
+    last_round: int | None = None
+    stop_patience: int | None = None
     measurements: tuple[Measurement, ...] = ()
     can_measure: bool = True
 

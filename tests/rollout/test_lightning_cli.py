@@ -14,7 +14,7 @@ pytest.importorskip("jsonargparse")
 from lightning.pytorch import LightningDataModule  # noqa: E402
 from lightning.pytorch.cli import LightningCLI  # noqa: E402
 
-from lightning_morpho import MorphoCallback, OneRound, Periodic  # noqa: E402
+from lightning_morpho import MorphoCallback, Periodic, Uniform  # noqa: E402
 
 
 class Data(LightningDataModule):
@@ -68,7 +68,7 @@ trainer:
           flags: {fused_kernels: {enabled: true, percentage: 10}}
           ramp: {schedule: {0: 10, 5: 100}, guard: {val_loss: 0.1}}
         tamiyo:
-          class_path: lightning_morpho.OneRound
+          class_path: lightning_morpho.Uniform
           init_args: {at: 0.5}
 """
 
@@ -81,7 +81,7 @@ def test_configuration_file_runs(tmp_path: Path) -> None:
     assert rollout.ramp is not None
     assert rollout.ramp.schedule == {0: 10, 5: 100} and rollout.ramp.guard.val_loss == 0.1
     assert rollout.flags["fused_kernels"].percentage == 10
-    assert callback.tamiyo == OneRound(at=0.5)
+    assert callback.tamiyo == Uniform(at=0.5)
 
 
 @pytest.mark.parametrize(

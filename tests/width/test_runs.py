@@ -21,8 +21,8 @@ from hosts import Host, Record, assert_equal, loaders, make_trainer  # noqa: E40
 from lightning_morpho import (  # noqa: E402
     BlueprintConfig,
     Never,
-    OneRound,
     Scripted,
+    Uniform,
     WarmupConfig,
     export,
     hybrid_layers,
@@ -43,7 +43,7 @@ def norm_chain() -> nn.Sequential:
 
 
 def test_default_round_grows_every_consecutive_pair_at_once_and_the_report_says_how(tmp_path):
-    grow = callback(blueprint=BlueprintConfig(), tamiyo=OneRound(at=0.0))
+    grow = callback(blueprint=BlueprintConfig(), tamiyo=Uniform(at=0.0))
     module = Host(norm_chain())
     fit(tmp_path, module, grow, max_epochs=2)
     layers = hybrid_layers(module)
@@ -90,7 +90,7 @@ def test_refused_pair_trains_on_bit_for_bit_and_is_reported(tmp_path, recwarn):
     a, b = Host(Misleading()), Host(Misleading())
     b.load_state_dict(a.state_dict())
     fit(tmp_path, a, max_epochs=2)
-    grow = callback(tamiyo=OneRound(at=0.0))
+    grow = callback(tamiyo=Uniform(at=0.0))
     fit(tmp_path, b, grow, max_epochs=2)
     assert any("the pair proposed for it is refused" in str(w.message) for w in recwarn)
     assert "refused (" in str(grow.report)
@@ -99,7 +99,7 @@ def test_refused_pair_trains_on_bit_for_bit_and_is_reported(tmp_path, recwarn):
 
 
 def test_layers_without_a_pair_grow_neurons(tmp_path):
-    grow = callback(tamiyo=OneRound(at=0.0))
+    grow = callback(tamiyo=Uniform(at=0.0))
     module = Host(nn.Sequential(nn.Linear(8, 6), nn.LayerNorm(6), Skip(), nn.Linear(6, 3)))
     fit(tmp_path, module, grow, max_epochs=1)
     kinds = {name: layer.morpho.kind for name, layer in hybrid_layers(module).items()}
@@ -146,7 +146,7 @@ def refusals(root: Path) -> list[dict[str, Any]]:
 
 def test_growth_is_refused_once_the_schedule_has_decayed_and_the_log_says_why(tmp_path):
     module = Decayed(chain())
-    fit(tmp_path, module, callback(tamiyo=OneRound(at=0.6)), max_epochs=4)
+    fit(tmp_path, module, callback(tamiyo=Uniform(at=0.6)), max_epochs=4)
     assert all(layer.morpho.dormant for layer in hybrid_layers(module).values())
     said = refusals(tmp_path)
     assert [entry["layer"] for entry in said] == ["net.2", "net.4"], "once a layer, not at every tick"
@@ -156,7 +156,7 @@ def test_growth_is_refused_once_the_schedule_has_decayed_and_the_log_says_why(tm
 def test_forced_growth_comes_at_any_learning_rate(tmp_path):
     for name, options in {
         "script": {"tamiyo": Scripted(events=[{"tick": 3, "layer": "net.2", "force": True}])},
-        "setting": {"tamiyo": OneRound(at=0.6), "warmup": WarmupConfig(steps=5, min_steps=5, min_rate=0.0)},
+        "setting": {"tamiyo": Uniform(at=0.6), "warmup": WarmupConfig(steps=5, min_steps=5, min_rate=0.0)},
     }.items():
         module = Decayed(chain())
         fit(tmp_path / name, module, callback(**options), max_epochs=4)

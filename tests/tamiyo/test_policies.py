@@ -14,12 +14,12 @@ from lightning_morpho import (
     MorphoConfig,
     Never,
     Observation,
-    OneRound,
     OptimizerLink,
     Periodic,
     Scripted,
     Stage,
     Tamiyo,
+    Uniform,
     WarmupConfig,
     hybrid_layers,
     morph_,
@@ -128,17 +128,17 @@ def test_never_grows_nothing():
 # ---- one round
 @pytest.mark.parametrize(("step", "grows"), [(0, False), (14, False), (15, True), (80, True)])
 def test_one_round_starts_at_its_share_of_the_training(step, grows):
-    decisions = OneRound().decide(observation(layer("a"), layer("b"), step=step))
+    decisions = Uniform().decide(observation(layer("a"), layer("b"), step=step))
     assert places(decisions) == ([("a", None), ("b", None)] if grows else [])
 
 
 def test_one_round_happens_once():
-    assert OneRound().decide(observation(layer("a", germinations=1), step=50)) == []
+    assert Uniform().decide(observation(layer("a", germinations=1), step=50)) == []
 
 
 def test_one_round_passes_over_layers_that_have_no_bed_or_no_dormant_seed():
     seen = observation(layer("a", free_beds=0), layer("b", dormant=()), layer("c"), step=50)
-    assert places(OneRound().decide(seen)) == [("c", None)]
+    assert places(Uniform().decide(seen)) == [("c", None)]
 
 
 @pytest.mark.parametrize(
@@ -158,7 +158,7 @@ def test_one_round_passes_over_layers_that_have_no_bed_or_no_dormant_seed():
     ],
 )
 def test_without_a_known_length_one_round_waits_for_a_plateau(losses, grows):
-    decisions = OneRound().decide(observation(layer("a"), total_steps=None, losses=losses, step=10**6))
+    decisions = Uniform().decide(observation(layer("a"), total_steps=None, losses=losses, step=10**6))
     assert places(decisions) == ([("a", None)] if grows else [])
 
 
@@ -245,11 +245,11 @@ def test_script_that_names_an_unknown_layer_is_refused_with_those_there_are():
 @pytest.mark.parametrize(
     ("policy", "values", "named"),
     [
-        (OneRound, {"at": 1.1}, "`tamiyo.at`.*got 1.1"),
-        (OneRound, {"at": math.nan}, "`tamiyo.at`.*got nan"),
-        (OneRound, {"patience": 0}, "`tamiyo.patience`.*got 0"),
-        (OneRound, {"min_delta": -0.1}, "`tamiyo.min_delta`.*got -0.1"),
-        (OneRound, {"min_delta": math.nan}, "`tamiyo.min_delta`.*got nan"),
+        (Uniform, {"at": 1.1}, "`tamiyo.at`.*got 1.1"),
+        (Uniform, {"at": math.nan}, "`tamiyo.at`.*got nan"),
+        (Uniform, {"patience": 0}, "`tamiyo.patience`.*got 0"),
+        (Uniform, {"min_delta": -0.1}, "`tamiyo.min_delta`.*got -0.1"),
+        (Uniform, {"min_delta": math.nan}, "`tamiyo.min_delta`.*got nan"),
         (Periodic, {"start": 0}, "`tamiyo.start`.*got 0"),
         (Periodic, {"every": 0}, "`tamiyo.every`.*got 0"),
         (Periodic, {"events": -1}, "`tamiyo.events`.*got -1"),
@@ -261,7 +261,7 @@ def test_bad_policy_value_is_refused_by_name(policy, values, named):
 
 
 @pytest.mark.parametrize(
-    "policy", [Never(), OneRound(), Periodic(), Scripted(events=[{"tick": 1, "layer": "a"}])], ids=repr
+    "policy", [Never(), Uniform(), Periodic(), Scripted(events=[{"tick": 1, "layer": "a"}])], ids=repr
 )
 def test_same_observation_gives_the_same_answer_whatever_was_seen_between(policy):
     seen = replace(DUE, measurements=measured(0.1), step=50)

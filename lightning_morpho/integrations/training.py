@@ -1,0 +1,50 @@
+"""What a Trainer knows of the course of training."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import EarlyStopping
+from torch import Tensor
+
+
+class TrainingLoss:
+    """Mean training loss of sampled batches; nothing waits for the device before :meth:`take`."""
+
+    def __init__(self) -> None:
+        self._sum: Tensor | float = 0.0
+        self._count = 0
+
+    def add(self, outputs: Any) -> None:
+        """Add what a training step gave, if it has a loss."""
+        loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
+        if isinstance(loss, Tensor) and loss.numel() == 1:
+            self._sum = self._sum + loss.detach().float().reshape(())
+            self._count += 1
+
+    def take(self, trainer: Trainer) -> float | None:
+        """Mean over all ranks since the last call; None if there was no loss, or one that is not finite."""
+        own = float(self._sum) / self._count if self._count else math.nan
+        self._sum, self._count = 0.0, 0
+        agreed = float(
+            trainer.strategy.reduce(torch.tensor(own, device=trainer.strategy.root_device), reduce_op="mean")
+        )
+        return agreed if math.isfinite(agreed) else None
+
+    def state_dict(self) -> dict[str, float]:
+        """What was added since the last :meth:`take`."""
+        return {"sum": float(self._sum), "count": self._count}
+
+    def load_state_dict(self, state: Mapping[str, float]) -> None:
+        """Restore what :meth:`state_dict` gave."""
+        self._sum, self._count = state["sum"], int(state["count"])
+
+
+def stop_patience(trainer: Trainer) -> int | None:
+    """Validations without progress after which EarlyStopping ends the training; None if nothing does."""
+    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+    return min((c.patience for c in callbacks if isinstance(c, EarlyStopping)), default=None)

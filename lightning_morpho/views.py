@@ -1,0 +1,69 @@
+"""What Tamiyo sees of a layer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from lightning_morpho.blueprints import Span
+from lightning_morpho.layers import HybridKasminaLayer
+from lightning_morpho.lifecycle import Stage
+from lightning_morpho.tamiyo import LayerView, SeedView
+
+_DIGITS = 3
+"""Significant digits of a statistic: what the event log keeps is then what was decided on, in a third of the space."""
+
+
+def layer_view(name: str, layer: HybridKasminaLayer, position: int, *, waited: bool) -> LayerView:
+    """What Tamiyo sees of a layer.
+
+    Args:
+        name: Name of the layer.
+        layer: The layer.
+        position: Its place among the model's layers.
+        waited: Whether the rollout once had it switched off.
+    """
+    seeds, blueprint = layer.morpho, layer.morpho.blueprint
+    return LayerView(
+        name=name,
+        position=position,
+        kind=seeds.kind,
+        features=layer.chunks.num_features,
+        width=blueprint.route.producers[0].out_features if isinstance(blueprint, Span) else layer.chunks.num_features,
+        bed_parameters=blueprint.numel(),
+        free_beds=seeds.free_beds,
+        germinations=seeds.events,
+        late=waited and not seeds.events,
+        dormant=tuple(seeds.state.where(Stage.DORMANT).tolist()),
+        seeds=_seed_views(layer),
+        statistics={name: rounded(values.tolist()) for name, values in seeds.health.items()},
+    )
+
+
+def _seed_views(layer: HybridKasminaLayer) -> tuple[SeedView, ...]:
+    seeds, state = layer.morpho, layer.morpho.state
+    views = []
+    for chunk in (state.stage != Stage.DORMANT).nonzero()[0].tolist():
+        seed = seeds.seed_at(chunk)
+        views.append(
+            SeedView(
+                chunk=chunk,
+                generation=seed.generation,
+                stage=seed.stage,
+                age=seed.age,
+                alpha=seed.alpha,
+                bed=seed.bed,
+                fading=bool(state.fading[chunk]),
+                due=seeds.stages.due(chunk),
+            )
+        )
+    return tuple(views)
+
+
+def rounded(values: Iterable[float]) -> tuple[float, ...]:
+    """Values to three significant digits.
+
+    Example:
+        >>> rounded([0.123456, 1234.5, float("nan")])
+        (0.123, 1230.0, nan)
+    """
+    return tuple(float(f"{value:.{_DIGITS}g}") for value in values)
