@@ -20,7 +20,7 @@ from lightning_morpho.config import (
 )
 from lightning_morpho.confirmation import confirm_pairs_
 from lightning_morpho.engine import GrowthEngine
-from lightning_morpho.export import export, merge_
+from lightning_morpho.export import ExportReport, export, merge_, save_export
 from lightning_morpho.layers import ChunkedKasminaLayer, HybridKasminaLayer
 from lightning_morpho.lifecycle import LifecycleError, Stage
 from lightning_morpho.optim import OptimizerLink
@@ -43,6 +43,7 @@ __all__ = [
     "ChunkedKasminaLayer",
     "CreditConfig",
     "EligibilityReport",
+    "ExportReport",
     "FlagConfig",
     "GrowthEngine",
     "GuardConfig",
@@ -84,5 +85,6 @@ __all__ = [
     "register_channelwise",
     "register_flag",
     "register_module_blueprint",
+    "save_export",
     "unmorph_",
 ]

@@ -8,10 +8,13 @@ from dataclasses import dataclass
 
 from torch import Tensor, fx, nn
 
+from lightning_morpho.blueprints import Blueprint
 from lightning_morpho.export.folding import folds, live_beds, row_alpha
 from lightning_morpho.export.pruning import drop_dead_units_, is_silent
+from lightning_morpho.grafting import weighted
 from lightning_morpho.layers import HybridKasminaLayer
 from lightning_morpho.pairs import find_pairs
+from lightning_morpho.pairs.operations import LAYERS
 
 
 @dataclass(frozen=True)
@@ -40,15 +43,25 @@ def side_modules(layer: HybridKasminaLayer, *, prune: bool) -> list[Side]:
     if merged is not None:
         sides = [Side(blueprint.plain(merged))]
     else:
-        sides = [
-            Side(blueprint.plain(v), None if bool((a == 1).all()) else blueprint.site.per_feature(a))
-            for v, a in zip(values, alphas, strict=True)
-        ]
+        sides = [_weighted(blueprint, blueprint.plain(v), a) for v, a in zip(values, alphas, strict=True)]
     for side in sides:
         side.module.train(layer.training)
         if prune and _is_chain(side.module):
             drop_dead_units_(side.module, find_pairs(side.module).pairs.values())
     return [side for side in sides if not (prune and is_silent(side.module))]
+
+
+def _weighted(blueprint: Blueprint, module: nn.Module, alpha: Tensor) -> Side:
+    """A side with its blend weights, which go into its last layer where they can."""
+    if bool((alpha == 1).all()):
+        return Side(module)
+    last = module[-1] if _is_chain(module) else None  # type: ignore[index]
+    if type(last) not in LAYERS:
+        return Side(module, blueprint.site.per_feature(alpha))
+    assert last is not None
+    for parameter in last.parameters():
+        parameter.copy_(weighted(parameter, alpha))
+    return Side(module)
 
 
 def _is_chain(module: nn.Module) -> bool:
@@ -84,4 +97,4 @@ def _beside(base: nn.Module, sides: Sequence[Side], reads_input: bool) -> fx.Gra
             added = graph.call_function(operator.mul, (graph.get_attr(f"alpha{index}"), added))
         out = graph.call_function(operator.add, (out, added))
     graph.output(out)
-    return fx.GraphModule(root.train(base.training), graph, type(base).__name__)
+    return fx.GraphModule(root.train(base.training), graph, "Beside")
