@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -18,8 +19,15 @@ from lightning_morpho import (
     confirm_pairs_,
     hybrid_layers,
     morph_,
+    register_module_blueprint,
+    unmorph_,
 )
 
+register_module_blueprint(
+    "own_module",
+    lambda width, _: nn.Sequential(nn.Linear(width, 4), nn.LayerNorm(4), nn.Tanh(), nn.Linear(4, width)),
+    source="chunk",
+)
 LIFECYCLE = {"active_ticks": 0, "embargo_ticks": 0}
 
 
@@ -33,12 +41,12 @@ def config(kind: str, **options: Any) -> MorphoConfig:
 
 
 def architecture(name: str) -> tuple[nn.Module, Tensor]:
-    """A net as it is before growth, and a batch."""
+    """A net as it is before growth, and a batch; ``adapter`` is a transformer that is frozen."""
     torch.manual_seed(0)
-    task = ARCHITECTURES[name]()
+    net = ARCHITECTURES["gpt" if name == "adapter" else name]().net
+    net.requires_grad_(name != "adapter")
     x = images(6, 0).tensors[0]
-    x = x.flatten(1)[:, :4] if name == "gan" else x
-    return task.net, x
+    return net, x.flatten(1)[:, :4] if name == "gan" else x
 
 
 def grow_(model: nn.Module, x: Tensor, settings: MorphoConfig, steps: int = 3) -> None:
@@ -64,6 +72,13 @@ def grow_(model: nn.Module, x: Tensor, settings: MorphoConfig, steps: int = 3) -
             layer.morpho.advance()
     link.close()
     model.eval()
+
+
+def host_alone(model: nn.Module, x: Tensor) -> Tensor:
+    """What the host gives without its seeds."""
+    host = copy.deepcopy(model)
+    unmorph_(host, discard_live=True)
+    return host(x)
 
 
 def grown(name: str, kind: str, dtype: torch.dtype = torch.float32, **options: Any) -> tuple[nn.Module, Tensor]:

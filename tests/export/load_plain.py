@@ -33,6 +33,7 @@ def load(path: Path, architecture: str) -> Any:
         spec = importlib.util.spec_from_file_location("grown_architecture", path.with_name(f"{path.stem}.py"))
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
+        architecture = "gpt" if architecture == "adapter" else architecture
         return module.load(ARCHITECTURES[architecture]().net.to(torch.get_default_dtype()), str(path))
     import onnxruntime
 
