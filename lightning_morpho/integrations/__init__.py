@@ -9,14 +9,15 @@ from lightning_morpho.integrations.rollout import TrainerRollout
 from lightning_morpho.integrations.sharding import reshard_
 from lightning_morpho.integrations.training import TrainingLoss, stop_patience
 from lightning_morpho.integrations.validation import (
+    HeldOutCredit,
     LossFunction,
     held_out_batches,
     loss_of,
-    measure_seeds,
     validation_loss,
 )
 
 __all__ = [
+    "HeldOutCredit",
     "Reporter",
     "gather_objects",
     "describe_run",
@@ -30,7 +31,6 @@ __all__ = [
     "held_out_batches",
     "is_compiled",
     "loss_of",
-    "measure_seeds",
     "stop_patience",
     "validation_loss",
 ]

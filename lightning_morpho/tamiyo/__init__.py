@@ -6,6 +6,7 @@ from lightning_morpho.tamiyo.judgement import judge
 from lightning_morpho.tamiyo.observation import (
     Cull,
     Decision,
+    Defer,
     Germinate,
     Keep,
     LayerView,
@@ -22,6 +23,7 @@ __all__ = [
     "AllAtStart",
     "Cull",
     "Decision",
+    "Defer",
     "Germinate",
     "Keep",
     "LayerView",

@@ -1,6 +1,6 @@
 """Statistics of activations, metrics, events and what is shown of them."""
 
-from lightning_morpho.telemetry.events import EVENTS_FILE, Event, Refusal, SeedRecord, append_event, read_events
+from lightning_morpho.telemetry.events import EVENTS_FILE, Event, Notice, Refusal, SeedRecord, append_event, read_events
 from lightning_morpho.telemetry.metrics import ChunkStatistics
 from lightning_morpho.telemetry.table import seed_table
 
@@ -8,6 +8,7 @@ __all__ = [
     "EVENTS_FILE",
     "ChunkStatistics",
     "Event",
+    "Notice",
     "Refusal",
     "SeedRecord",
     "append_event",
