@@ -130,7 +130,7 @@ def _births(log: SavedRun) -> list[str]:
 
 
 def _germinated(born: Sequence[Entry]) -> str:
-    layers = enumerate_words(dict.fromkeys(entry["layer"] for entry in born), most=_MOST_NAMED, noun="layer")
+    layers = enumerate_words(dict.fromkeys(f"`{entry['layer']}`" for entry in born), most=_MOST_NAMED, noun="layer")
     kinds = enumerate_words(dict.fromkeys(entry["blueprint"] for entry in born))
     reasons = enumerate_words(dict.fromkeys(entry["reason"] for entry in born), most=_MOST_NAMED, noun="reason")
     return f"{plural(len(born), 'seed')} germinated in {layers} as {kinds} ({reasons})"
@@ -159,7 +159,7 @@ def _proof(log: SavedRun) -> str:
     top = max(kept, key=lambda life: rise_of(life) or 0.0)
     lower = top.figures.get("lower")
     bound = "" if lower is None else f" (95% sure: by more than {lower:.3g})"
-    return f"The most valuable is {top.name}: without it the held-out loss would rise by {rise_of(top):.3g}{bound}."
+    return f"The most valuable is `{top.name}`: without it the held-out loss would rise by {rise_of(top):.3g}{bound}."
 
 
 def rise_of(life: SeedLife) -> float | None:
@@ -179,7 +179,7 @@ def _result(log: SavedRun) -> str:
     if best is None:
         return ""
     before = "" if best.before is None else f"; before anything grew it was {best.before:.4g}"
-    return f"The best {best.metric} was {best.value:.4g}, at step {best.step:,}{before}."
+    return f"The best `{best.metric}` was {best.value:.4g}, at step {best.step:,}{before}."
 
 
 # ------------------------------------------------------------------ words

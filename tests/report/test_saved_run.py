@@ -216,11 +216,11 @@ def test_the_story_names_what_grew_when_and_what_it_was_worth(tmp_path):
     for part in (
         "ConvNet (338 parameters) trained for 2,000 steps (50 epochs) in 20 s on cpu.",
         "1 of its 2 modules could grow, with 2 seeds in them.",
-        "At step 600, 2 seeds germinated in net.2 as span (15%).",
+        "At step 600, 2 seeds germinated in `net.2` as span (15%).",
         "1 was kept (proven gain) and 1 culled (no gain).",
         "without it the held-out loss would rise by 0.5 (95% sure: by more than 0.4)",
         "from 338 to 5,338 parameters (15.8 times)",
-        "The best val_acc was 0.84, at step 2,000; before anything grew it was 0.6364.",
+        "The best `val_acc` was 0.84, at step 2,000; before anything grew it was 0.6364.",
     ):
         assert part in story, story
 

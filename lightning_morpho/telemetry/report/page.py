@@ -5,13 +5,14 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from lightning_morpho.telemetry.report.data import page_data
 from lightning_morpho.telemetry.report.summary import page_summary
@@ -51,6 +52,7 @@ def render_report(log: SavedRun) -> str:
     """The report as text of one HTML file."""
     scripts = [_asset(name) for name in SCRIPTS]
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["code"] = mark_code
     return environment.from_string(_asset("report.html.j2")).render(
         page_summary(log),
         style=Markup(_asset("report.css")),
@@ -63,6 +65,16 @@ def render_report(log: SavedRun) -> str:
 
 def _asset(name: str) -> str:
     return (files(__package__) / "assets" / name).read_text(encoding="utf-8")
+
+
+def mark_code(text: str) -> Markup:
+    """Text with what stands in backticks as code; the rest is escaped.
+
+    Example:
+        >>> mark_code("`net.0` < 3")
+        Markup('<code>net.0</code> &lt; 3')
+    """
+    return Markup(re.sub(r"`([^`]*)`", r"<code>\1</code>", str(escape(text))))
 
 
 def json_in_html(data: Mapping[str, Any]) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from datetime import datetime, timezone
 from typing import Any
 
-from lightning_morpho.config import MorphoConfig
+from lightning_morpho.config import CreditConfig, MorphoConfig, TelemetryConfig
 from lightning_morpho.lifecycle import Stage
 from lightning_morpho.telemetry.saved_run import FIGURES_FILE, SavedRun
 from lightning_morpho.telemetry.story import best_of, duration, main_metric, parameters_of, plural, tell
@@ -43,6 +43,19 @@ class Setting:
     key: str
     value: str
     changed: bool | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Section:
+    """A section of the configuration.
+
+    Attributes:
+        kind: Its class where there is a choice of several, else empty.
+        settings: Its values.
+    """
+
+    kind: str
+    settings: list[Setting]
 
 
 def page_summary(log: SavedRun) -> dict[str, Any]:
@@ -99,23 +112,28 @@ def _notes(log: SavedRun) -> list[str]:
     return notes
 
 
-def settings_of(config: Mapping[str, Any]) -> dict[str, list[Setting]]:
+def settings_of(config: Mapping[str, Any]) -> dict[str, Section]:
     """The configuration by section.
 
     Example:
-        >>> sections = settings_of({"budget": {"parameters": 20_000}, "seed": 0})
-        >>> [(section, s.key, s.value, s.changed) for section, settings in sections.items() for s in settings]
+        >>> sections = settings_of({"budget": {"type": "BudgetConfig", "parameters": 20_000}, "seed": 0})
+        >>> [(name, s.key, s.value, s.changed) for name, section in sections.items() for s in section.settings]
         [('budget', 'parameters', '20000', True), ('run', 'seed', '0', False)]
     """
-    defaults = json.loads(json.dumps(dataclasses.asdict(MorphoConfig())))
-    sections: dict[str, list[Setting]] = {}
-    for key, value in config.items():
-        if isinstance(value, Mapping):
-            known = defaults.get(key)
-            sections[key] = [_setting(name, item, known) for name, item in _flat(value)]
-        else:
-            sections.setdefault("run", []).append(_setting(key, value, defaults))
-    return sections
+    known = dataclasses.asdict(MorphoConfig()) | {
+        "credit": dataclasses.asdict(CreditConfig()),
+        "telemetry": dataclasses.asdict(TelemetryConfig()),
+    }
+    defaults = json.loads(json.dumps(known))
+    sections = {key: _section(key, value, defaults) for key, value in config.items() if isinstance(value, Mapping)}
+    single = [_setting(key, value, defaults) for key, value in config.items() if not isinstance(value, Mapping)]
+    return sections | ({"run": Section("", single)} if single else {})
+
+
+def _section(key: str, values: Mapping[str, Any], defaults: Mapping[str, Any]) -> Section:
+    items = [(name, value) for name, value in _flat(values) if name != "type"]
+    kind = "" if key in defaults else values.get("type", "")
+    return Section(kind, [_setting(name, value, defaults.get(key)) for name, value in items])
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

@@ -109,7 +109,7 @@ const xSteps = (width, more = {}) => ({ domain: [0, Math.max(1, run.last)], labe
     const text = `${title}: from ${decimal(y[0])} to ${decimal(y[y.length - 1])} ${unit}.`;
     chart(area, text, (width) => Plot.plot({
       width, height: 190, marginLeft: 60, marginRight: 16, marginTop: 24, marginBottom: 38,
-      x: xSteps(Math.min(width, 499)), y: { label: unit, zero: true, nice: true, grid: true, ticks: 4, tickFormat: "~s" },
+      x: xSteps(Math.min(width, 499)), y: { label: unit, zero: true, nice: true, grid: true, ticks: 4, tickFormat: unit === "parameters" ? "~s" : undefined },
       marks: [
         Plot.areaY(data, { x: "step", y: "value", curve: "step-after", fill: "var(--accent)", fillOpacity: 0.15 }),
         Plot.lineY(data, { x: "step", y: "value", curve: "step-after", stroke: "var(--accent)", strokeWidth: 2 }),
