@@ -28,13 +28,24 @@ from lightning_morpho.pairs import PairProbe, PairReport, find_pairs, register_c
 from lightning_morpho.rollout import LiveRollout, compare_implementations, register_flag
 from lightning_morpho.state import LogicalSeed, StateTensor
 from lightning_morpho.surgery import EligibilityReport, hybrid_layers, morph_, unmorph_
-from lightning_morpho.tamiyo import AllAtStart, Never, Observation, Periodic, RandomPlace, Scripted, Tamiyo, Uniform
+from lightning_morpho.tamiyo import (
+    AllAtStart,
+    AutoSize,
+    Never,
+    Observation,
+    Periodic,
+    RandomPlace,
+    Scripted,
+    Tamiyo,
+    Uniform,
+)
 from lightning_morpho.telemetry import ChunkStatistics
 
 __version__ = "0.1.0"
 
 __all__ = [
     "AllAtStart",
+    "AutoSize",
     "Blueprint",
     "BlueprintConfig",
     "BudgetConfig",

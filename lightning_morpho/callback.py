@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from lightning_morpho.blueprints import blueprint_type
 from lightning_morpho.checks import named_arguments
 from lightning_morpho.config import (
     AUTO,
+    BUDGET,
     BlueprintConfig,
     BudgetConfig,
     CreditConfig,
@@ -34,7 +35,7 @@ from lightning_morpho.config import (
 from lightning_morpho.confirmation import decide_pairs_, review, unconfirmed
 from lightning_morpho.engine import GrowthEngine
 from lightning_morpho.integrations import (
-    HeldOutCredit,
+    HeldOutSizer,
     LossFunction,
     Reporter,
     TrainerRollout,
@@ -45,6 +46,7 @@ from lightning_morpho.integrations import (
     gather_objects,
     is_compiled,
     loss_of,
+    measure_seeds,
     rebuild_averages,
     reshard_,
     stop_patience,
@@ -54,7 +56,8 @@ from lightning_morpho.optim import OptimizerLink, adopt_plain_state
 from lightning_morpho.pairs import PairProbe
 from lightning_morpho.rollout import RolloutChange
 from lightning_morpho.surgery import EligibilityReport, hybrid_layers, morph_
-from lightning_morpho.tamiyo import Tamiyo, Uniform
+from lightning_morpho.tamiyo import Measurement, Tamiyo, Uniform
+from lightning_morpho.tamiyo.observation import SeedKey
 from lightning_morpho.telemetry import seed_table
 
 
@@ -112,9 +115,15 @@ class MorphoCallback(Callback):
         model_id: str = "model",
         seed: int = 0,
     ) -> None:
+        self.tamiyo = Uniform() if tamiyo is None else tamiyo
+        check_section("tamiyo", self.tamiyo, Tamiyo)
+        blueprint = BlueprintConfig() if blueprint is None else blueprint
+        check_section("blueprint", blueprint, BlueprintConfig)
+        if self.tamiyo.fills_budget and blueprint.hidden == AUTO:
+            blueprint = replace(blueprint, hidden=BUDGET)
         self.config = MorphoConfig(
             layers=LayersConfig() if layers is None else layers,
-            blueprint=BlueprintConfig() if blueprint is None else blueprint,
+            blueprint=blueprint,
             lifecycle=LifecycleConfig() if lifecycle is None else lifecycle,
             warmup=WarmupConfig() if warmup is None else warmup,
             budget=BudgetConfig() if budget is None else budget,
@@ -122,10 +131,8 @@ class MorphoCallback(Callback):
             model_id=model_id,
             seed=seed,
         )
-        self.tamiyo = Uniform() if tamiyo is None else tamiyo
         self.credit = CreditConfig() if credit is None else credit
         self.telemetry = TelemetryConfig() if telemetry is None else telemetry
-        check_section("tamiyo", self.tamiyo, Tamiyo)
         check_section("credit", self.credit, CreditConfig)
         check_section("telemetry", self.telemetry, TelemetryConfig)
         if self.config.blueprint.kind != AUTO:
@@ -410,14 +417,14 @@ class MorphoCallback(Callback):
         self._reporter.tell_rollout(self._judge_rollout(trainer), self.engine.ticks)
         steps = trainer.estimated_stepping_batches
         can_measure = bool(self._has_loss) and trainer.val_dataloaders is not None
-        credit = HeldOutCredit(trainer, pl_module, self.engine.layers, self.credit, self.loss_fn)
         self.engine.tick(
             step=trainer.global_step,
             total_steps=None if math.isinf(steps) else int(steps),
             loss=self._val_loss,
             training_loss=self._training_loss.take(trainer),
             stop_patience=stop_patience(trainer),
-            measure=credit if can_measure else None,
+            measure=(lambda seeds: self._measure(trainer, pl_module, seeds)) if can_measure else None,
+            sizer=self._sizer(trainer, pl_module) if can_measure else None,
         )
         self._reporter.tell()
         align_averages(trainer, pl_module)
@@ -442,6 +449,21 @@ class MorphoCallback(Callback):
             rank_zero_warn(f"MorphoCallback: `{name}` stays as it is, the pair proposed for it is refused: {reason}.")
         if self.report is not None:
             self.report = review(self.report, pl_module)
+
+    def _measure(self, trainer: Trainer, pl_module: LightningModule, seeds: Sequence[SeedKey]) -> list[Measurement]:
+        """What the held-out loss loses without each of these seeds."""
+        assert self.engine is not None
+        results = measure_seeds(trainer, pl_module, self.engine.layers, seeds, self.credit, self.loss_fn)
+        reshard_(pl_module)
+        return results
+
+    def _sizer(self, trainer: Trainer, pl_module: LightningModule) -> HeldOutSizer | None:
+        """What answers the sizing rule; None where layers are sharded, as no rank has whole units."""
+        if isinstance(trainer.strategy, ModelParallelStrategy):
+            return None
+        assert self.engine is not None
+        seed = self.config.seed
+        return HeldOutSizer(trainer, pl_module, self.engine.layers, self.credit, self.loss_fn, seed)
 
     # ------------------------------------------------------------------ persistence
     @override

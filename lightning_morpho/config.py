@@ -31,6 +31,7 @@ __all__ = [
 ]
 
 AUTO: Literal["auto"] = "auto"
+BUDGET: Literal["budget"] = "budget"
 Auto = Literal["auto"]
 
 
@@ -88,20 +89,22 @@ class BlueprintConfig:
         hidden: Hidden units of one bed, or of one chunk (``mlp``). ``"auto"``: ``span`` takes as many as the
             layer in between has, at least 8; ``neurons`` as many as cost the layer's own parameter count, at
             least 8, and so does ``glu``; ``block`` the layer's width; ``mlp`` twice the chunk's width. Of ``lowrank``
-            it is the rank, by default 8 or what the layer's weights can have.
+            it is the rank, by default 8 or what the layer's weights can have. A policy that
+            chooses the size itself takes ``"budget"`` for it: ``span`` takes as many as the budget allows, all layers
+            in between wider by the same factor.
         activation: ``"relu"``, ``"gelu"``, ``"selu"``, ``"silu"`` or ``"tanh"``.
     """
 
     kind: str = AUTO
-    hidden: int | Auto = AUTO
+    hidden: int | Literal["auto", "budget"] = AUTO
     activation: str = "relu"
 
     def __post_init__(self) -> None:
         check(is_name(self.kind), "blueprint.kind", "the name of a blueprint", self.kind)
         check(
-            self.hidden == AUTO or is_count(self.hidden),
+            self.hidden in (AUTO, BUDGET) or is_count(self.hidden),
             "blueprint.hidden",
-            "'auto' or at least 1 hidden unit",
+            "'auto', 'budget' or at least 1 hidden unit",
             self.hidden,
         )
 
@@ -223,14 +226,8 @@ class CreditConfig:
     Args:
         batches: Validation batches used, ``>= 2``: their losses with and without a seed are paired.
         confidence: Level of the one-sided confidence bound, in (0.5, 1).
-        max_groups: Most seeds measured one by one a tick, ``>= 1``. If more are due, those that share a bed are
-            measured, and so judged, together.
-        measurements: Cost limit: most measurements a tick, ``>= 6``, each a forward pass over ``batches``
-            validation batches. A third is for single seeds, the rest for groups of them; what does not fit
-            waits for the next tick, and the event log says so.
-        replicas: Most measurements in one pass, ``>= 1``: the batch is shared, the blend weights are a vector
-            (``torch.func.vmap``). Halved where memory runs out; 1, or a validation step that ``vmap`` can't
-            run: one by one.
+        max_groups: Most leave-one-out measurements a tick, ``>= 1``. If more seeds are due, those
+            that share a bed are measured, and so judged, together.
         monitor: Name under which ``validation_step`` logs its loss; used where it returns none, and
             by policies that watch the validation loss.
     """
@@ -238,8 +235,6 @@ class CreditConfig:
     batches: int = 16
     confidence: float = 0.95
     max_groups: int = 64
-    measurements: int = 128
-    replicas: int = 8
     monitor: str = "val_loss"
 
     def __post_init__(self) -> None:
@@ -250,9 +245,7 @@ class CreditConfig:
             "in (0.5, 1)",
             self.confidence,
         )
-        check(is_count(self.max_groups), "credit.max_groups", "at least 1 seed", self.max_groups)
-        check(is_count(self.measurements, 6), "credit.measurements", "at least 6 measurements", self.measurements)
-        check(is_count(self.replicas), "credit.replicas", "at least 1 measurement a pass", self.replicas)
+        check(is_count(self.max_groups), "credit.max_groups", "at least 1 measurement", self.max_groups)
         check(is_name(self.monitor), "credit.monitor", "the name of a logged metric", self.monitor)
 
 

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -14,28 +14,39 @@ from lightning_morpho.layers import HybridKasminaLayer, Transition
 from lightning_morpho.lifecycle import Stage
 from lightning_morpho.optim import OptimizerLink
 from lightning_morpho.tamiyo import (
+    Assess,
+    Assessment,
     Cull,
     Decision,
-    Defer,
     Germinate,
     Keep,
     LayerView,
     Measure,
     Measurement,
     Observation,
+    Penalize,
+    Resize,
+    Resizing,
     Tamiyo,
 )
-from lightning_morpho.tamiyo.observation import Group, SeedKey
-from lightning_morpho.telemetry.events import Event, Notice, Refusal, SeedRecord
+from lightning_morpho.tamiyo.observation import SeedKey
+from lightning_morpho.telemetry.events import Event, Finding, Refusal, SeedRecord
 from lightning_morpho.views import layer_view
 
 log = logging.getLogger(__name__)
 
-Measurer = Callable[[Sequence[SeedKey], Sequence[Group]], list[Measurement]]
-"""Measures what the held-out loss loses without each of some seeds, and without each of some groups."""
+Measurer = Callable[[Sequence[SeedKey]], list[Measurement]]
+"""Measures what the held-out loss loses without each of these seeds."""
 
-_ROUNDS = 6
-"""Most times a tick that the controller may ask for measurements, each time knowing what came of the last."""
+
+class Sizer(Protocol):
+    """Answers what the sizing rule asks, on held-out data."""
+
+    def assess(self) -> list[Assessment]:
+        """What new hidden units would explain."""
+
+    def resize(self, decision: Resize) -> list[Resizing]:
+        """Remove hidden units, in place."""
 
 
 class GrowthEngine:
@@ -59,7 +70,7 @@ class GrowthEngine:
         layers: Mapping[str, HybridKasminaLayer],
         tamiyo: Tamiyo,
         optimizers: OptimizerLink,
-        on_event: Callable[[Event | Notice | Refusal], None] = lambda event: None,
+        on_event: Callable[[Event | Refusal | Finding], None] = lambda event: None,
     ) -> None:
         self.layers = layers
         self.tamiyo = tamiyo
@@ -72,10 +83,11 @@ class GrowthEngine:
         self.records: list[SeedRecord] = []
         self._stop_patience: int | None = None
         self._last_round: int | None = None
+        self._assessments: tuple[Assessment, ...] | None = None
+        self._resizings: tuple[Resizing, ...] | None = None
+        self._penalised = 0
         self._waited: set[str] = set()
         self._refused: set[str] = set()
-        self._deferred: dict[SeedKey, int] = {}
-        self._births: dict[SeedKey, tuple[float, ...]] = {}
         for layer in layers.values():
             layer.morpho.on_transition = self._record
 
@@ -94,6 +106,7 @@ class GrowthEngine:
         measure: Measurer | None,
         training_loss: float | None = None,
         stop_patience: int | None = None,
+        sizer: Sizer | None = None,
     ) -> None:
         """One decision tick: ages and alphas move, Tamiyo decides, the decisions are carried out.
 
@@ -104,6 +117,7 @@ class GrowthEngine:
             measure: Measures seeds on held-out data; None if no held-out loss can be had.
             training_loss: Mean training loss since the last tick, equal on every rank; None if there is none.
             stop_patience: Validations without progress after which training is stopped early, None if it is not.
+            sizer: Sizes hidden layers by held-out data; None where that can't be done.
         """
         self.ticks += 1
         self.step = step
@@ -113,70 +127,62 @@ class GrowthEngine:
         self._waited |= self.layers.keys() - self.on.keys()
         for layer in self.on.values():
             layer.morpho.advance()
-        decisions = self._decide(self.observe(step, total_steps, measure is not None), measure)
+        observation = replace(self.observe(step, total_steps, measure is not None), can_size=sizer is not None)
+        decisions = self.tamiyo.decide(observation)
+        while (answered := self._answer(observation, decisions, measure, sizer)) is not None:
+            observation = answered
+            decisions = self.tamiyo.decide(observation)
         with ExitStack() as together:
             for layer in self.layers.values():
                 together.enter_context(layer.morpho.together())
             for decision in decisions:
                 self._apply(decision)
-        self._note_births(measure)
+        self._penalised = self._penalised + 1 if self.optimizers.penalty.strength else 0
         self.optimizers.drop_stale_state()
 
-    def _decide(self, observation: Observation, measure: Measurer | None) -> Sequence[Decision]:
-        """Ask the controller, and measure what it asks for, until it asks for nothing more."""
-        decisions = self.tamiyo.decide(observation)
-        for _ in range(_ROUNDS):
-            asked = [d for d in decisions if isinstance(d, Measure)]
-            if not asked or measure is None:
-                break
-            seeds = [key for d in asked for key in d.seeds]
-            together = [group for d in asked for group in d.together]
-            results = tuple(measure(seeds, together))
-            done = {frozenset(m.seeds) for m in results} | {frozenset({key}) for m in results for key in m.seeds}
-            unmeasured = [g for g in (*((key,) for key in seeds), *together) if frozenset(g) not in done]
-            observation = replace(
-                observation,
-                measurements=observation.measurements + results,
-                unmeasured=observation.unmeasured.union(unmeasured),
-            )
-            decisions = self.tamiyo.decide(observation)
-        return decisions
+    def _answer(
+        self, observation: Observation, decisions: Sequence[Decision], measure: Measurer | None, sizer: Sizer | None
+    ) -> Observation | None:
+        """The observation with what the decisions ask for; None if they ask nothing new."""
+        wanted = [key for d in decisions if isinstance(d, Measure) for key in d.seeds]
+        if wanted and measure is not None and not observation.measurements:
+            return replace(observation, measurements=tuple(measure(wanted)))
+        if sizer is not None and self._assessments is None and any(isinstance(d, Assess) for d in decisions):
+            self._assessments = tuple(sizer.assess())
+            for found in self._assessments:
+                text = f"32 new units would explain {found.share:.1%} of what is left to explain"
+                self._tell("assessed", found.layer, {"share": found.share}, text)
+            return replace(observation, assessments=self._assessments)
+        asked = [d for d in decisions if isinstance(d, Resize)]
+        if sizer is not None and self._resizings is None and asked:
+            return self._resize(observation, asked[0], sizer)
+        return None
 
-    def _note_births(self, measure: Measurer | None) -> None:
-        """Measure the held-out loss where something germinated: what it did is judged by what was before."""
-        live = {(name, chunk) for name, layer in self.layers.items() for chunk in _live(layer)}
-        self._deferred = {key: count for key, count in self._deferred.items() if key in live}
-        self._births = {key: losses for key, losses in self._births.items() if key in live}
-        born = [(r.layer, r.chunk) for r in self.records if r.born_tick == self.ticks and (r.layer, r.chunk) in live]
-        if born and measure is not None:
-            for measurement in measure((), ((),)):
-                self._births.update(dict.fromkeys(born, measurement.losses))
+    def _resize(self, observation: Observation, decision: Resize, sizer: Sizer) -> Observation:
+        self._resizings = tuple(sizer.resize(decision))
+        self.optimizers.note_dead_units()
+        for done in self._resizings:
+            figures = {k: v for k, v in asdict(done).items() if k != "layer"}
+            text = (
+                f"{done.kept} of {done.units} hidden units kept (held-out error {done.before:.4g} -> {done.after:.4g} "
+                f"points, {done.seconds:.1f} s)"
+            )
+            self._tell("resized", done.layer, figures, text)
+        return replace(observation, resizings=self._resizings, layers=self._views())
+
+    def _tell(self, kind: str, layer: str, figures: Mapping[str, float], text: str) -> None:
+        self.on_event(Finding(tick=self.ticks, step=self.step, kind=kind, layer=layer, figures=figures, text=text))
 
     def _apply(self, decision: Decision) -> None:
         if isinstance(decision, Germinate):
             self._germinate(decision)
+        elif isinstance(decision, Penalize):
+            self.optimizers.penalty.set(decision.strength, host=decision.host, grown=decision.grown)
         elif isinstance(decision, (Keep, Cull)):
             layer, chunk = decision.seed
             seeds = self.layers[layer].morpho
             act = seeds.keep if isinstance(decision, Keep) else seeds.cull
             act([chunk], reason=decision.reason, figures=decision.figures)
-        elif isinstance(decision, Defer):
-            self._defer(decision)
-
-    def _defer(self, decision: Defer) -> None:
-        layer, chunk = decision.seed
-        self._deferred[decision.seed] = self._deferred.get(decision.seed, 0) + 1
-        self.on_event(
-            Notice(
-                event="deferred",
-                tick=self.ticks,
-                step=self.step,
-                layer=layer,
-                chunk=chunk,
-                reason=decision.reason,
-                figures=decision.figures,
-            )
-        )
 
     def _germinate(self, decision: Germinate) -> None:
         """Grow, unless the learning rate has decayed so far that newborns would hardly learn."""
@@ -205,8 +211,9 @@ class GrowthEngine:
             stop_patience=self._stop_patience,
             layers=self._views(),
             can_measure=can_measure,
-            deferred=dict(self._deferred),
-            births=dict(self._births),
+            assessments=self._assessments,
+            resizings=self._resizings,
+            penalised=self._penalised,
         )
 
     def _views(self) -> tuple[LayerView, ...]:
@@ -256,9 +263,11 @@ class GrowthEngine:
             "training_losses": list(self.training_losses),
             "records": [asdict(record) for record in self.records],
             "waited": sorted(self._waited),
-            "deferred": [[*key, count] for key, count in self._deferred.items()],
-            "births": [[*key, list(losses)] for key, losses in self._births.items()],
             "peak_rates": self.optimizers.peak_rates,
+            "assessments": None if self._assessments is None else [asdict(a) for a in self._assessments],
+            "resizings": None if self._resizings is None else [asdict(r) for r in self._resizings],
+            "penalised": self._penalised,
+            "penalty": self.optimizers.penalty.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -270,11 +279,9 @@ class GrowthEngine:
         self.records = [SeedRecord(**record) for record in state["records"]]
         self._last_round = max((record.born_tick for record in self.records), default=None)
         self._waited = set(state.get("waited", ()))
-        self._deferred = {(layer, chunk): count for layer, chunk, count in state.get("deferred", ())}
-        self._births = {(layer, chunk): tuple(losses) for layer, chunk, losses in state.get("births", ())}
-
-
-def _live(layer: HybridKasminaLayer) -> list[int]:
-    """Chunks whose seeds are neither dormant, nor kept, nor gone."""
-    seeds = layer.morpho
-    return [int(chunk) for chunk in seeds.state.where(*seeds.lifecycle_table.live)]
+        assessments, resizings = state.get("assessments"), state.get("resizings")
+        self._assessments = None if assessments is None else tuple(Assessment(**a) for a in assessments)
+        self._resizings = None if resizings is None else tuple(Resizing(**r) for r in resizings)
+        self._penalised = state.get("penalised", 0)
+        self.optimizers.penalty.set(**state.get("penalty", self.optimizers.penalty.state_dict()))
+        self.optimizers.note_dead_units()

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
-from lightning_morpho.layers import GrownParameters, HybridKasminaLayer, clear_taps
+from lightning_morpho.layers import GrownParameters, HybridKasminaLayer, clear_taps, hidden_layers
 from lightning_morpho.layers.beds import local_part
+from lightning_morpho.sizing import Penalty
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +33,8 @@ class OptimizerLink:
     It puts beds that no optimizer holds into the parameter group of their layer's weight, drops what an
     optimizer remembers of a bed's earlier use, counts optimizer steps, and shortens the updates of
     newborns: after a step, ``p <- p_old + s * (p - p_old)``, with ``s`` rising linearly to 1 over the
-    warm-up. That works with any optimizer and adds no parameter group.
+    warm-up. That works with any optimizer and adds no parameter group. After each step it applies the group penalty,
+    if there is one, and keeps the weights of dead hidden units exactly zero.
 
     Args:
         layers: The hybrid layers by name.
@@ -41,6 +43,7 @@ class OptimizerLink:
     Attributes:
         added: One line for each layer whose beds had to be added to an optimizer.
         peak_rates: Highest learning rate so far of each parameter group of each optimizer.
+        penalty: The group penalty on hidden units; off at first.
 
     Raises:
         ValueError: If beds of a layer are in no optimizer and it is not clear which one to take.
@@ -60,6 +63,9 @@ class OptimizerLink:
             for i, held in enumerate(members)
         }
         self.peak_rates = [[0.0] * len(optimizer.param_groups) for optimizer in self.optimizers]
+        self.penalty = Penalty()
+        self._dead: list[tuple[Tensor, Tensor]] = []
+        self.note_dead_units()
         self._before: dict[int, list[tuple[Tensor, Tensor, float]]] = {}
         self._handles = []
         for i, optimizer in enumerate(self.optimizers):
@@ -98,14 +104,27 @@ class OptimizerLink:
                 added.append(f"`{name}`: {len(parameters)} parameters of its beds were in no optimizer, added")
         return added
 
+    def note_dead_units(self) -> None:
+        """Look again which hidden units are dead, and forget the moments of their weights."""
+        layers = hidden_layers(self.layers.values())
+        self._dead = [(local_part(p), mask) for layer in layers for p, mask in layer.masks()]
+        for optimizer in self.optimizers:
+            for layer in layers:
+                for parameter, mask in layer.masks():
+                    for value in optimizer.state.get(parameter, {}).values():
+                        if isinstance(value, Tensor) and value.shape == parameter.shape:
+                            value.mul_(mask)
+
     def drop_stale_state(self) -> None:
         """Forget the moments and step counters of beds that were freed or taken again."""
-        for _, bed in beds_of(self.layers):
-            if bed.stale:
-                for optimizer in self.optimizers:
-                    for parameter in bed.parameters():
-                        optimizer.state.pop(parameter, None)
-                bed.stale = False
+        stale = [bed for _, bed in beds_of(self.layers) if bed.stale]
+        if stale and self._dead:
+            self.note_dead_units()
+        for bed in stale:
+            for optimizer in self.optimizers:
+                for parameter in bed.parameters():
+                    optimizer.state.pop(parameter, None)
+            bed.stale = False
 
     def rate_share(self, layer: str) -> float:
         """Learning rate of a layer's beds as a share of the highest it has had; the lowest of its groups."""
@@ -138,10 +157,15 @@ class OptimizerLink:
         ]
 
     def _after_step(self, index: int) -> None:
+        if self.penalty.strength:
+            rates = {id(p): group["lr"] for group in self.optimizers[index].param_groups for p in group["params"]}
+            self.penalty.step_([*self.layers.values()], lambda p: rates.get(id(p)))
         with torch.no_grad():
             for parameter, before, share in self._before.pop(index, ()):
                 if share < 1:
                     parameter.lerp_(before, 1 - share)
+            for parameter, mask in self._dead:
+                parameter.mul_(mask)
         for bed in self._beds[index]:
             if not (bed.free or bed.paused):
                 bed.count_step()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
@@ -11,8 +10,9 @@ from typing import Any
 
 from torch import nn
 
-from lightning_morpho.blueprints import Blueprint, Span, is_eligible_type
-from lightning_morpho.config import AUTO, MorphoConfig
+from lightning_morpho.allocation import allocate, fill_budget
+from lightning_morpho.blueprints import Blueprint, is_eligible_type
+from lightning_morpho.config import AUTO, BUDGET, MorphoConfig
 from lightning_morpho.layers import (
     HybridKasminaLayer,
     allocate_links_,
@@ -23,7 +23,6 @@ from lightning_morpho.layers import (
     plan_route,
     strip_,
 )
-from lightning_morpho.layers.links import linkable
 from lightning_morpho.lifecycle import LifecycleError
 from lightning_morpho.pairs import Pair, find_pairs
 from lightning_morpho.rollout import LiveRollout
@@ -189,33 +188,6 @@ def _shorten(names: list[str], most: int = 12) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
-def _allocate(plans: Mapping[str, Blueprint], pairs: Mapping[str, Pair], beds: int, budget: int) -> dict[str, int]:
-    """Beds of each layer: one each, narrowest layers first, then a second one, until the budget is spent."""
-    counts = dict.fromkeys(plans, 0)
-    order = sorted(plans, key=lambda n: plans[n].site.out_features)
-    left = budget
-    for _ in range(beds):
-        for name in order:
-            cost = plans[name].numel() + _link_cost(name, plans, pairs, counts)
-            if cost <= left:
-                counts[name] += 1
-                left -= cost
-    return counts
-
-
-def _link_cost(name: str, plans: Mapping[str, Blueprint], pairs: Mapping[str, Pair], counts: Mapping[str, int]) -> int:
-    """Parameters of the links that one more bed of a layer needs, to those of the layers before and behind it."""
-    total = 0
-    for consumer, pair in pairs.items():
-        producer = pair.producers[0]
-        if name in (consumer, producer) and producer in pairs and linkable(plans[producer], plans[consumer]):
-            before, behind = plans[producer], plans[consumer]
-            assert isinstance(before, Span) and isinstance(behind, Span)
-            other = producer if name == consumer else consumer
-            total += counts[other] * math.prod(behind.link_shape(before.columns))
-    return total
-
-
 def morph_(
     model: nn.Module, config: MorphoConfig | None = None, example: Any = None, *, rollout: LiveRollout | None = None
 ) -> EligibilityReport:
@@ -256,7 +228,8 @@ def morph_(
     left = _reasons(model, config, rollout)
     chosen = [name for name in modules if name not in left]
     pairs, alone = _choose_pairs(model, chosen, config, example)
-    if config.blueprint.kind == "span":
+    filling = config.blueprint.hidden == BUDGET and bool(pairs)
+    if config.blueprint.kind == "span" or filling:
         left |= {name: f"no pair for `span`: {alone[name]}" for name in chosen if name not in _parties(pairs)}
     plans = {
         name: plan_layer(name, modules[name], config, pairs.get(name), modules) for name in chosen if name not in left
@@ -264,12 +237,16 @@ def morph_(
     growing = {name: plan for name, plan in plans.items() if name in pairs or name not in _parties(pairs)}
     held = sum(p.numel() for name in plans for p in modules[name].parameters())
     budget = config.budget.limit(held)
-    counts = dict.fromkeys(plans, 0) | _allocate(growing, pairs, config.layers.beds, budget)
+    if filling:
+        growing = fill_budget(growing, pairs, config.layers.beds, budget)
+        plans |= growing
+    counts = dict.fromkeys(plans, 0) | allocate(growing, pairs, config.layers.beds, budget)
     _check_budget(growing, counts, budget)
     funded = {name: pair for name, pair in pairs.items() if counts[name]}
     for name in plans:
         if counts[name] or name in _parties(funded):
-            attach_(HybridKasminaLayer, modules[name], plans[name], counts[name], config, name or "model")
+            own = replace(config, blueprint=replace(config.blueprint, hidden=plans[name].config.hidden))
+            attach_(HybridKasminaLayer, modules[name], plans[name], counts[name], own, name or "model")
     connect_pairs_(modules, funded)
     reports = [
         _report(name, module, left.get(name), plans, counts, funded, alone, rollout) for name, module in modules.items()

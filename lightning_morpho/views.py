@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from lightning_morpho.blueprints import Span
-from lightning_morpho.layers import HybridKasminaLayer
+from lightning_morpho.layers import HybridKasminaLayer, SeedBeds
 from lightning_morpho.lifecycle import Stage
 from lightning_morpho.tamiyo import LayerView, SeedView
 
@@ -54,9 +54,14 @@ def _seed_views(layer: HybridKasminaLayer) -> tuple[SeedView, ...]:
                 bed=seed.bed,
                 fading=bool(state.fading[chunk]),
                 due=seeds.stages.due(chunk),
+                units=_units_alive(seeds, seed.bed),
             )
         )
     return tuple(views)
+
+
+def _units_alive(seeds: SeedBeds, bed: int | None) -> int | None:
+    return None if bed is None or not seeds.blueprint.units else int(seeds.bed_at(bed).alive.sum())
 
 
 def rounded(values: Iterable[float]) -> tuple[float, ...]:

@@ -35,9 +35,7 @@ def test_wheel_holds_configs_and_type_marker_and_no_tests(wheel):
     shipped = set(zipfile.ZipFile(wheel).namelist())
     presets = {f"lightning_morpho/{path.relative_to(ROOT)}" for path in ROOT.glob("configs/**/*.yaml")}
     assert presets
-    assets = {str(path.relative_to(ROOT)) for path in ROOT.glob("lightning_morpho/telemetry/report/assets/*")}
-    assert {Path(asset).suffix for asset in assets} == {".j2", ".css", ".js", ".LICENSE"}
-    assert {"lightning_morpho/py.typed", *presets, *assets} <= shipped
+    assert {"lightning_morpho/py.typed", *presets} <= shipped
     foreign = {
         name for name in shipped if not name.startswith(("lightning_morpho/", "lightning_morpho-", "hydra_plugins/"))
     }

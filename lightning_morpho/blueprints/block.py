@@ -10,7 +10,6 @@ from torch.nn import functional as F
 
 from lightning_morpho.blueprints.base import ACTIVATION_MODULES, Blueprint, register_blueprint, reset_silent_
 from lightning_morpho.blueprints.plain import plain_layer
-from lightning_morpho.config import AUTO
 
 _CONVOLVE = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
@@ -30,7 +29,8 @@ class Block(Blueprint):
     @property
     def hidden(self) -> int:
         """Hidden units of a bed; ``"auto"``: the layer's width."""
-        return self.site.out_features if self.config.hidden == AUTO else self.config.hidden
+        hidden = self.config.hidden
+        return self.site.out_features if isinstance(hidden, str) else hidden
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """``w_in (hidden, out, 3...)``, ``b_in (hidden,)``, ``w_out (out, hidden, 3...)``."""

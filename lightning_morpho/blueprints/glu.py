@@ -11,7 +11,6 @@ from torch import Tensor, fx, nn
 
 from lightning_morpho.blueprints.base import ACTIVATION_MODULES, Blueprint, register_blueprint, uniform_
 from lightning_morpho.blueprints.plain import plain_layer, pointwise_layer
-from lightning_morpho.config import AUTO
 from lightning_morpho.grafting import weighted
 
 
@@ -30,7 +29,7 @@ class GLU(Blueprint):
     @property
     def hidden(self) -> int:
         """Hidden units of a bed."""
-        if self.config.hidden != AUTO:
+        if not isinstance(self.config.hidden, str):
             return self.config.hidden
         fan_in = self.site.in_features * math.prod(self.site.kernel)
         return max(8, fan_in * self.site.out_features // (2 * (fan_in + 1) + self.site.out_features))

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from lightning_morpho.blueprints.base import Blueprint, register_blueprint, reset_silent_
 from lightning_morpho.blueprints.plain import plain_layer, pointwise_layer
-from lightning_morpho.config import AUTO
 from lightning_morpho.grafting import weighted
 
 
@@ -31,7 +30,7 @@ class LowRank(Blueprint):
     @property
     def rank(self) -> int:
         """Rank of a bed; ``"auto"``: 8, or what the layer's weights can have."""
-        if self.config.hidden != AUTO:
+        if not isinstance(self.config.hidden, str):
             return self.config.hidden
         return min(8, self.site.in_features * math.prod(self.site.kernel), self.site.out_features)
 

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from lightning_morpho.blueprints.base import ACTIVATION_MODULES, Blueprint, register_blueprint, reset_silent_
 from lightning_morpho.blueprints.plain import pointwise_layer
-from lightning_morpho.config import AUTO
 
 
 @register_blueprint("mlp")
@@ -27,7 +26,8 @@ class ChunkMLP(Blueprint):
     @property
     def hidden(self) -> int:
         """Hidden units of a chunk."""
-        return 2 * self.site.chunks.max_width if self.config.hidden == AUTO else self.config.hidden
+        hidden = self.config.hidden
+        return 2 * self.site.chunks.max_width if isinstance(hidden, str) else hidden
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """``w_in (N, hidden, width)``, ``b_in (N, hidden)``, ``w_out (N, width, hidden)``."""

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from lightning_morpho.blueprints.base import ACTIVATION_MODULES, Blueprint, register_blueprint, reset_silent_
 from lightning_morpho.blueprints.plain import plain_layer, pointwise_layer
-from lightning_morpho.config import AUTO
 from lightning_morpho.grafting import weighted
 
 
@@ -29,7 +28,7 @@ class Neurons(Blueprint):
     @property
     def hidden(self) -> int:
         """Hidden units of a bed."""
-        if self.config.hidden != AUTO:
+        if not isinstance(self.config.hidden, str):
             return self.config.hidden
         fan_in = self.site.in_features * math.prod(self.site.kernel)
         own = fan_in * self.site.out_features

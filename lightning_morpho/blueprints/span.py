@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from lightning_morpho.blueprints.base import Blueprint, register_blueprint, uniform_
 from lightning_morpho.blueprints.site import Site
-from lightning_morpho.config import AUTO, BlueprintConfig
+from lightning_morpho.config import BlueprintConfig
 from lightning_morpho.pairs import Pair, Step
 
 
@@ -74,7 +74,8 @@ class Span(Blueprint):
     @property
     def hidden(self) -> int:
         """New hidden units of a bed; ``"auto"``: as many as there are, at least 8."""
-        return max(8, self.route.producers[0].out_features) if self.config.hidden == AUTO else self.config.hidden
+        hidden = self.config.hidden
+        return max(8, self.route.producers[0].out_features) if isinstance(hidden, str) else hidden
 
     @property
     def units(self) -> int:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lightning_morpho import config
-from lightning_morpho.tamiyo import AllAtStart, Never, Periodic, RandomPlace, Scripted, Uniform
+from lightning_morpho.tamiyo import AllAtStart, AutoSize, Never, Periodic, RandomPlace, Scripted, Uniform
 
 SECTIONS: tuple[tuple[str, type], ...] = (
     ("morpho.layers", config.LayersConfig),
@@ -22,6 +22,7 @@ SECTIONS: tuple[tuple[str, type], ...] = (
     ("morpho.rollout.flags.<name>", config.FlagConfig),
     ("morpho.rollout.ramp", config.RampConfig),
     ("morpho.rollout.ramp.guard", config.GuardConfig),
+    ("morpho.tamiyo (auto)", AutoSize),
     ("morpho.tamiyo (uniform, balanced)", Uniform),
     ("morpho.tamiyo (periodic, conservative, eager)", Periodic),
     ("morpho.tamiyo (random)", RandomPlace),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from lightning_morpho.blueprints import Blueprint, Route, Site, Span, blueprint_type, is_eligible_type
 from lightning_morpho.chunks import ChunkManager
-from lightning_morpho.config import AUTO, MorphoConfig
+from lightning_morpho.config import AUTO, BUDGET, MorphoConfig
 from lightning_morpho.layers.seeds import SeedBeds
 from lightning_morpho.lifecycle import LifecycleError
 from lightning_morpho.pairs import Pair
@@ -166,10 +167,12 @@ def plan_blueprint(layer: nn.Module, config: MorphoConfig, route: Route | None =
         )
     features = layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
     site = Site.of(layer, ChunkManager(int(features), config.layers.num_seeds))  # type: ignore[arg-type]
-    kind = config.blueprint.kind
+    kind, blueprint = config.blueprint.kind, config.blueprint
+    if blueprint.hidden == BUDGET:  # a single layer has no budget to fill; `morph_` fills that of a model
+        blueprint = replace(blueprint, hidden=AUTO)
     if route is not None and kind in (AUTO, "span"):
-        return Span(site, config.blueprint, route)
-    return blueprint_type("neurons" if kind == AUTO else kind)(site, config.blueprint)
+        return Span(site, blueprint, route)
+    return blueprint_type("neurons" if kind == AUTO else kind)(site, blueprint)
 
 
 def plan_route(pair: Pair, consumer: nn.Module, producers: Sequence[nn.Module]) -> Route:

@@ -1,18 +1,23 @@
 """Tamiyo, the controller: observations in, decisions out."""
 
+from lightning_morpho.tamiyo.auto import AutoSize
 from lightning_morpho.tamiyo.base import Tamiyo
 from lightning_morpho.tamiyo.fixed import AllAtStart, Never, Scripted
 from lightning_morpho.tamiyo.judgement import judge
 from lightning_morpho.tamiyo.observation import (
+    Assess,
+    Assessment,
     Cull,
     Decision,
-    Defer,
     Germinate,
     Keep,
     LayerView,
     Measure,
     Measurement,
     Observation,
+    Penalize,
+    Resize,
+    Resizing,
     SeedView,
 )
 from lightning_morpho.tamiyo.periodic import Periodic
@@ -21,9 +26,11 @@ from lightning_morpho.tamiyo.uniform import Uniform
 
 __all__ = [
     "AllAtStart",
+    "Assess",
+    "Assessment",
+    "AutoSize",
     "Cull",
     "Decision",
-    "Defer",
     "Germinate",
     "Keep",
     "LayerView",
@@ -31,8 +38,11 @@ __all__ = [
     "Measurement",
     "Never",
     "Observation",
+    "Penalize",
     "Periodic",
     "RandomPlace",
+    "Resize",
+    "Resizing",
     "Scripted",
     "SeedView",
     "Tamiyo",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import ClassVar
 
 from lightning_morpho.tamiyo.judgement import judge
 from lightning_morpho.tamiyo.observation import Decision, Observation
@@ -41,7 +42,12 @@ class Tamiyo(ABC):
         ...         if loss is None or loss >= self.below or not last.growable or observation.germinations:
         ...             return []
         ...         return [Germinate(layer=last.name, reason=f"loss below {self.below}")]
+
+    Attributes:
+        fills_budget: Whether ``blueprint.hidden: auto`` means as many hidden units as the budget allows.
     """
+
+    fills_budget: ClassVar[bool] = False
 
     def decide(self, observation: Observation) -> Sequence[Decision]:
         """Decisions of one tick."""

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
-from lightning_morpho.evidence import Bounds, paired_bounds
 from lightning_morpho.lifecycle import Stage
 
 SeedKey = tuple[str, int]
 """Layer name and chunk."""
-
-Group = tuple[SeedKey, ...]
-"""Seeds that are left out together."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +25,7 @@ class SeedView:
         bed: Bed that it occupies, None if it has none.
         fading: Whether it is on its way out.
         due: Whether it may be judged now.
+        units: Hidden units of its bed that are not dead; None where units are not counted.
     """
 
     chunk: int
@@ -39,6 +36,7 @@ class SeedView:
     bed: int | None
     fading: bool
     due: bool
+    units: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,27 +92,47 @@ class Measurement:
         rise: Mean rise of the loss without them, in loss units; above 0 they help.
         lower: One-sided lower confidence bound of it; NaN with fewer than two batches.
         batches: Batches compared, over all ranks.
-        differences: Rise on each of the batches, in the same order in all measurements of a tick.
-        losses: Loss with all seeds on each of the batches.
-        confidence: Level of the bound.
-        reaches: Layers whose input these seeds change.
     """
 
-    seeds: Group
+    seeds: tuple[SeedKey, ...]
     rise: float
     lower: float
     batches: int
-    differences: tuple[float, ...] = ()
-    losses: tuple[float, ...] = ()
-    confidence: float = 0.95
-    reaches: frozenset[str] = frozenset()
 
-    @property
-    def bounds(self) -> Bounds:
-        """Both bounds, as far as the differences are known."""
-        if self.differences:
-            return paired_bounds(self.differences, self.confidence)
-        return Bounds(self.rise, self.lower, math.nan)
+
+@dataclass(frozen=True, kw_only=True)
+class Assessment:
+    """What new random hidden units would explain of a layer's held-out residual.
+
+    Attributes:
+        layer: Name of the layer that would read them.
+        share: Share of the residual that they explain beyond the layer's own inputs, at most 1; below 0 they
+            explain nothing.
+    """
+
+    layer: str
+    share: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resizing:
+    """How many hidden units before a layer were kept.
+
+    Attributes:
+        layer: Name of the layer that reads them.
+        units: Units before, the host's and the grown ones.
+        kept: Units after.
+        before: Held-out error before, in points.
+        after: ... and after.
+        seconds: Time that the search took; 0 in a replay.
+    """
+
+    layer: str
+    units: int
+    kept: int
+    before: float
+    after: float
+    seconds: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,9 +151,10 @@ class Observation:
         layers: All hybrid layers.
         measurements: Results of the measurements asked for at this tick.
         can_measure: Whether a held-out loss can be had at all.
-        unmeasured: What was asked for at this tick and did not fit into its passes.
-        deferred: How often the decision on a live seed was put off already.
-        births: Held-out losses of the batches at the germination of a live seed, where they were measured.
+        assessments: What new units would explain, once that was asked for.
+        resizings: How many units the layers kept, once that was asked for.
+        penalised: Ticks that the group penalty has been on, 0 while it is off.
+        can_size: Whether hidden layers can be sized by held-out data.
     """
 
     tick: int
@@ -148,9 +167,10 @@ class Observation:
     stop_patience: int | None = None
     measurements: tuple[Measurement, ...] = ()
     can_measure: bool = True
-    unmeasured: frozenset[Group] = frozenset()
-    deferred: Mapping[SeedKey, int] = field(default_factory=dict)
-    births: Mapping[SeedKey, tuple[float, ...]] = field(default_factory=dict)
+    assessments: tuple[Assessment, ...] | None = None
+    resizings: tuple[Resizing, ...] | None = None
+    penalised: int = 0
+    can_size: bool = False
 
     @property
     def germinations(self) -> int:
@@ -180,12 +200,10 @@ class Measure:
     """Measure what the held-out loss loses without each of these seeds; then decide again.
 
     Attributes:
-        seeds: Seeds to leave out one by one.
-        together: Groups to leave out as such.
+        seeds: The seeds.
     """
 
-    seeds: Group = ()
-    together: tuple[Group, ...] = ()
+    seeds: tuple[SeedKey, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,18 +237,42 @@ class Cull:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Defer:
-    """Put the decision on a seed off to the next tick.
+class Assess:
+    """Ask what new hidden units would explain of the held-out residual; then decide again."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Penalize:
+    """Change the group penalty: from the next step on, units that earn nothing lose their outgoing weights.
 
     Attributes:
-        seed: The seed.
-        reason: Why.
-        figures: The numbers known so far.
+        strength: Share of an optimizer's step by which the norm of a unit's weights falls, ``>= 0``; 0: off.
+        host: Whether the host's own units pay it.
+        grown: Whether newborn units pay it.
     """
 
-    seed: SeedKey
-    reason: str
-    figures: Mapping[str, float] = field(default_factory=dict)
+    strength: float
+    host: bool
+    grown: bool
 
 
-Decision = Germinate | Measure | Keep | Cull | Defer
+@dataclass(frozen=True, kw_only=True)
+class Resize:
+    """Remove the hidden units that validation does not miss; then decide again.
+
+    Attributes:
+        host: Whether the host's own units may go.
+        grown: Whether grown units may go.
+        tolerance: Rise of the held-out error that is allowed, in points, ``>= 0``.
+        metric: Logged metric that gives the error, or ``"auto"``.
+        point: A point in loss units, or ``"auto"``.
+    """
+
+    host: bool
+    grown: bool
+    tolerance: float
+    metric: str = "auto"
+    point: float | Literal["auto"] = "auto"
+
+
+Decision = Germinate | Measure | Keep | Cull | Assess | Penalize | Resize

@@ -1,23 +1,25 @@
 """Statistics of activations, metrics, events and what is shown of them."""
 
-from lightning_morpho.telemetry.events import EVENTS_FILE, Event, Notice, Refusal, SeedRecord, append_event, read_events
+from lightning_morpho.telemetry.events import (
+    EVENTS_FILE,
+    Event,
+    Finding,
+    Refusal,
+    SeedRecord,
+    append_event,
+    read_events,
+)
 from lightning_morpho.telemetry.metrics import ChunkStatistics
-from lightning_morpho.telemetry.report import write_report
-from lightning_morpho.telemetry.saved_run import SavedRun, SeedLife, read_run
 from lightning_morpho.telemetry.table import seed_table
 
 __all__ = [
     "EVENTS_FILE",
     "ChunkStatistics",
     "Event",
-    "Notice",
+    "Finding",
     "Refusal",
-    "SavedRun",
-    "SeedLife",
     "SeedRecord",
     "append_event",
     "read_events",
-    "read_run",
     "seed_table",
-    "write_report",
 ]

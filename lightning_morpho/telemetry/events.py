@@ -46,7 +46,7 @@ class Event:
             "from": t.source.name,
             "to": t.target.name,
             "reason": t.reason,
-            "figures": plain_figures(t.figures),
+            "figures": {name: value if math.isfinite(value) else None for name, value in t.figures.items()},
         }
 
 
@@ -73,37 +73,29 @@ class Refusal:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Notice:
-    """Something that is to be known of a seed and is no transition.
+class Finding:
+    """What was found out about a layer.
 
     Attributes:
-        event: What it is about, such as ``"deferred"``.
         tick: Decision tick.
         step: Optimizer steps done.
+        kind: ``"assessed"`` or ``"resized"``.
         layer: Name of the layer.
-        chunk: Chunk of the seed.
-        reason: Why.
-        figures: The numbers behind it.
+        figures: The numbers.
+        text: The same in words.
     """
 
-    event: str
     tick: int
     step: int
+    kind: str
     layer: str
-    chunk: int
-    reason: str
-    figures: Mapping[str, float] = field(default_factory=dict)
+    figures: Mapping[str, float]
+    text: str
 
     def to_dict(self, **context: Any) -> dict[str, Any]:
         """Plain values, as they stand in the event log."""
-        now = {"event": self.event, "tick": self.tick, "step": self.step, **context}
-        seed = {"layer": self.layer, "chunk": self.chunk, "reason": self.reason}
-        return now | seed | {"figures": plain_figures(self.figures)}
-
-
-def plain_figures(figures: Mapping[str, float]) -> dict[str, float | None]:
-    """Figures as JSON can hold them: what is missing or not finite is None."""
-    return {name: value if math.isfinite(value) else None for name, value in figures.items()}
+        plain = {"tick": self.tick, "step": self.step, **context, "layer": self.layer, "figures": dict(self.figures)}
+        return {"event": self.kind, **plain}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,204 @@
+"""Whether to grow at all: would new hidden units explain anything that those there are never could?"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_morpho.blueprints import Site, Span
+from lightning_morpho.layers import ChunkedKasminaLayer, HiddenLayer, hidden_layers
+from lightning_morpho.layers.beds import derived_generator
+from lightning_morpho.tamiyo import Assessment
+
+NEW_UNITS = 32
+MOST_ROWS = 4096
+MOST_FEATURES = 512
+FOLDS = 4
+RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
+
+
+def assess(
+    layers: Iterable[ChunkedKasminaLayer],
+    losses: Callable[[], Iterator[Tensor]],
+    *,
+    seed: int,
+    reduce: Callable[[Tensor], Tensor] = lambda flat: flat,
+) -> list[Assessment]:
+    r"""How much of the held-out residual new random hidden units would explain, in each pair.
+
+    The residual is the loss's negative gradient with respect to the consumer's output. It is regressed on the
+    pair's own units and on what these would give if their incoming weights moved (their tangents, along the axes or,
+    if there are many, along random directions), then on all that and 32 new random units. The share by which the
+    squared error falls, cross-validated and each regression at its best of six ridges, is the answer. Without the
+    tangents a host that has merely not learnt yet what it could looks too narrow.
+
+    Args:
+        layers: The hybrid layers of a model.
+        losses: Gives the held-out loss of one batch after another, with a graph, the model under ``eval``.
+        seed: Random seed of new units and directions.
+        reduce: Sums a vector over the ranks.
+
+    Returns:
+        One entry a pair, last to first. Left out are pairs that hold live beds, and those whose consumer reads
+        more than 512 inputs.
+    """
+    pairs = [layer for layer in hidden_layers(layers) if not layer.seeds.off and len(layer.blocks) == 1]
+    probes = [_Probe(layer, seed) for layer in pairs if _width(layer) <= MOST_FEATURES]
+    with contextlib.ExitStack() as stack, torch.enable_grad():
+        for probe in probes:
+            stack.enter_context(probe.watching())
+        for loss in losses():
+            outputs = {probe: probe.output for probe in probes if probe.output is not None}
+            gradients = torch.autograd.grad(loss, [*outputs.values()], allow_unused=True)
+            with torch.no_grad():
+                for probe, gradient in zip(outputs, gradients, strict=True):
+                    if gradient is not None:
+                        probe.take(gradient)
+    return [probe.result(reduce) for probe in probes if probe.folds]
+
+
+def _width(layer: HiddenLayer) -> int:
+    """Inputs of a consumer, a convolution's kernel elements counted one by one."""
+    route, site = layer.blueprint.route, layer.blueprint.site
+    return route.producers[0].out_features * route.positions * math.prod(site.kernel)
+
+
+class _Probe:
+    """What one pair shows in the forward passes of :func:`assess`."""
+
+    def __init__(self, layer: HiddenLayer, seed: int) -> None:
+        self.layer = layer
+        few = replace(layer.blueprint.config, hidden=NEW_UNITS)
+        self.blueprint = Span(layer.blueprint.site, few, layer.blueprint.route)
+        generator = derived_generator(seed, layer.name, "whether")
+        values = {name: torch.zeros(shape) for name, shape in self.blueprint.shapes().items()}
+        self.blueprint.reset_(values, generator)
+        device = next(layer.consumer.parameters()).device
+        self.new = {name: value.to(device) for name, value in values.items()}
+        self.norms = [norm.to(device) for norm in self.blueprint.norms()]
+        self.own = _incoming(layer)
+        self.directions = list(_directions(self.own, MOST_FEATURES // _width(layer) - 1, generator))
+        self.inputs: dict[int, Tensor] = {}
+        self.output: Tensor | None = None
+        self.folds: list[Tensor] = []
+        self.known = self.targets = 0
+
+    @contextlib.contextmanager
+    def watching(self) -> Iterator[None]:
+        """Note what the producers read and the consumer gives."""
+        handles = [
+            producer.register_forward_hook(lambda _, x, y, k=k: self.inputs.update({k: x[0].detach()}))
+            for k, producer in enumerate(self.layer.producers)
+        ]
+        handles.append(self.layer.consumer.register_forward_hook(self._note))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _note(self, module: nn.Module, x: tuple[Any, ...], y: Tensor) -> None:
+        self.output = y if y.requires_grad else None
+
+    def take(self, gradient: Tensor) -> None:
+        """Add one batch to the normal equations of each fold."""
+        site = self.layer.blueprint.site
+        sources = [self.inputs[k] for k in range(len(self.inputs))]
+        own, tangents = self._own_units(sources)
+        new = self.blueprint.hidden_units(self.new, self.norms, sources)
+        known = [_patches(site, units) for units in (own, *tangents)]
+        target = -site.to_columns(gradient).flatten(0, -2)
+        rows = torch.cat([torch.ones_like(target[:, :1]), *known, _patches(site, new), target], 1).float()
+        self.known, self.targets = 1 + sum(part.shape[1] for part in known), target.shape[1]
+        thin = rows[:: math.ceil(len(rows) / MOST_ROWS)]
+        products = [(part.T @ part).double().cpu() for part in thin.tensor_split(FOLDS)]
+        self.folds = [a + b for a, b in zip(self.folds, products, strict=True)] if self.folds else products
+        self.output = None
+
+    def _own_units(self, sources: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """The host's units, and by how much they change along each direction of their incoming weights."""
+        blueprint, norms = self.layer.blueprint, list(self.layer.blueprint.route.norms)
+        # One-sided differences; `torch.func.jvp` would do, but its first use loads for seconds.
+        step = 0.01 * self.own["w_in0"].square().mean().sqrt()
+        units = blueprint.hidden_units(self.own, norms, sources)
+        moved = (
+            blueprint.hidden_units({k: v + step * d[k] for k, v in self.own.items()}, norms, sources)
+            for d in self.directions
+        )
+        return units, [(there - units) / step for there in moved]
+
+    def result(self, reduce: Callable[[Tensor], Tensor]) -> Assessment:
+        """The share of the residual that the new units explain."""
+        folds = [reduce(fold) for fold in self.folds]
+        before = _error(folds, self.known, self.targets)
+        after = _error(folds, len(folds[0]) - self.targets, self.targets)
+        return Assessment(layer=self.layer.name, share=1 - after / before if before > 0 else 0.0)
+
+
+def _error(folds: list[Tensor], features: int, targets: int) -> float:
+    """Cross-validated squared error of the regression on the first ``features``, at the best ridge.
+
+    Args:
+        folds: Products of the rows ``[1, features, targets]`` of each fold.
+        features: How many to use, the constant included.
+        targets: Number of targets, the last columns.
+    """
+    whole = torch.stack(folds).sum(0)
+    spread = whole.diagonal()[:features] - whole[0, :features].square() / whole[0, 0]
+    spread[0] = 0  # the constant is free
+    errors = torch.zeros(len(RIDGES), dtype=torch.float64)
+    for held_out in folds:
+        fit = whole - held_out
+        scale = fit.diagonal()[:features].clamp(min=torch.finfo(torch.float64).tiny).rsqrt()
+        gram = fit[:features, :features] * torch.outer(scale, scale)
+        right = fit[:features, -targets:] * scale[:, None]
+        there = held_out[:features, :features] * torch.outer(scale, scale)
+        cross = held_out[:features, -targets:] * scale[:, None]
+        for i, ridge in enumerate(RIDGES):
+            penalised = gram + torch.diag(ridge * spread * scale.square() + 1e-9)
+            solution = torch.linalg.solve(penalised, right)
+            rest = held_out.diagonal()[-targets:].sum() - 2 * (solution * cross).sum()
+            errors[i] += rest + (solution * (there @ solution)).sum()
+    return float(errors.min())
+
+
+def _incoming(layer: HiddenLayer) -> dict[str, Tensor]:
+    """The host's weights between the producers' inputs and its hidden units, named as those of a bed."""
+    values: dict[str, Tensor] = {}
+    for k, producer in enumerate(layer.producers):
+        for name, value in (("w", producer.weight), ("b", producer.bias)):
+            if isinstance(value, Tensor):
+                values[f"{name}_in{k}"] = value.detach()
+    return values
+
+
+def _directions(values: dict[str, Tensor], most: int, generator: torch.Generator) -> Iterator[dict[str, Tensor]]:
+    """Directions of the incoming weights, the same for every unit: the axes, or random ones if there are too many.
+
+    A unit depends on its own weights alone, so one derivative serves all units at once.
+    """
+    sizes = {name: value[0].numel() for name, value in values.items()}
+    total = sum(sizes.values())
+    table = torch.eye(total) if total <= most else torch.randn(max(0, most), total, generator=generator)
+    for row in table:
+        parts = dict(zip(sizes, row.split([*sizes.values()]), strict=True))
+        yield {
+            name: parts[name].to(value.device, value.dtype).view(1, *value.shape[1:]).expand_as(value).contiguous()
+            for name, value in values.items()
+        }
+
+
+def _patches(site: Site, x: Tensor) -> Tensor:
+    """What a layer's weights are multiplied with, one row an output position: a convolution's patches."""
+    if not site.kernel:
+        return x.reshape(-1, x.shape[-1])
+    channels = x.shape[-1 - site.spatial]
+    size = channels * math.prod(site.kernel)
+    pick = torch.eye(size, device=x.device, dtype=x.dtype).view(size, channels, *site.kernel)
+    return site.to_columns(site.project(x, pick)).reshape(-1, size)
