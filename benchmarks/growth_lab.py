@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_morpho import MorphoConfig, OptimizerLink, __version__, confirm_pairs_, hybrid_layers, morph_
-from lightning_morpho.credit import student_t_quantile
+from lightning_morpho.evidence import student_t_quantile
 
 Split = tuple[Tensor, Tensor]
 RESULTS = Path(__file__).parent / "results"

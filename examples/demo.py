@@ -1,6 +1,7 @@
 """Train a narrow net without growth, the same net with it, and a wide one from scratch; draw what happened.
 
-Writes ``runs/demo/{small,grown,wide}`` (CSV and TensorBoard logs, events) and ``runs/demo/growth.png``.
+Writes ``runs/demo/{small,grown,wide}`` (CSV and TensorBoard logs, events), ``runs/demo/growth.png`` and the report of
+the net that grew, ``runs/demo/grown/report.html``.
 """
 
 import logging
@@ -16,7 +17,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from lightning_morpho.tasks import ConvClassifier
-from lightning_morpho.telemetry import EVENTS_FILE, read_events
+from lightning_morpho.telemetry import EVENTS_FILE, read_events, write_report
 from lightning_morpho.telemetry.plots import plot_growth
 from lightning_morpho.train import train
 
@@ -84,6 +85,7 @@ def main() -> int:
     stages = Counter(event["to"] for event in transitions)
     print(f" seeds: {stages['LOADING']} germinated, {stages['FOSSILIZED']} kept, {stages['CULLED']} culled")
     print(f"  logs: {ROOT} (tensorboard --logdir {ROOT}), picture: {picture}")
+    print(f"report: {write_report(ROOT / 'grown')} (morpho report {ROOT / 'grown'})")
     if not stages["FOSSILIZED"] or results["grown"]["test_acc"] <= results["small"]["test_acc"]:
         print("Growth did not pay: no seed was kept, or the grown net is no better.", file=sys.stderr)
         return 1

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any, Literal
 
-from lightning_morpho.credit import student_t_quantile
+from lightning_morpho.evidence import student_t_quantile
 
 Result = Mapping[str, float]
 """Metrics of one run by name."""

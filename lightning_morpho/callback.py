@@ -35,6 +35,7 @@ from lightning_morpho.config import (
 from lightning_morpho.confirmation import decide_pairs_, review, unconfirmed
 from lightning_morpho.engine import GrowthEngine
 from lightning_morpho.integrations import (
+    HeldOutCredit,
     HeldOutSizer,
     LossFunction,
     Reporter,
@@ -46,7 +47,6 @@ from lightning_morpho.integrations import (
     gather_objects,
     is_compiled,
     loss_of,
-    measure_seeds,
     rebuild_averages,
     reshard_,
     stop_patience,
@@ -56,8 +56,7 @@ from lightning_morpho.optim import OptimizerLink, adopt_plain_state
 from lightning_morpho.pairs import PairProbe
 from lightning_morpho.rollout import RolloutChange
 from lightning_morpho.surgery import EligibilityReport, hybrid_layers, morph_
-from lightning_morpho.tamiyo import Measurement, Tamiyo, Uniform
-from lightning_morpho.tamiyo.observation import SeedKey
+from lightning_morpho.tamiyo import Tamiyo, Uniform
 from lightning_morpho.telemetry import seed_table
 
 
@@ -417,13 +416,14 @@ class MorphoCallback(Callback):
         self._reporter.tell_rollout(self._judge_rollout(trainer), self.engine.ticks)
         steps = trainer.estimated_stepping_batches
         can_measure = bool(self._has_loss) and trainer.val_dataloaders is not None
+        credit = HeldOutCredit(trainer, pl_module, self.engine.layers, self.credit, self.loss_fn)
         self.engine.tick(
             step=trainer.global_step,
             total_steps=None if math.isinf(steps) else int(steps),
             loss=self._val_loss,
             training_loss=self._training_loss.take(trainer),
             stop_patience=stop_patience(trainer),
-            measure=(lambda seeds: self._measure(trainer, pl_module, seeds)) if can_measure else None,
+            measure=credit if can_measure else None,
             sizer=self._sizer(trainer, pl_module) if can_measure else None,
         )
         self._reporter.tell()
@@ -449,13 +449,6 @@ class MorphoCallback(Callback):
             rank_zero_warn(f"MorphoCallback: `{name}` stays as it is, the pair proposed for it is refused: {reason}.")
         if self.report is not None:
             self.report = review(self.report, pl_module)
-
-    def _measure(self, trainer: Trainer, pl_module: LightningModule, seeds: Sequence[SeedKey]) -> list[Measurement]:
-        """What the held-out loss loses without each of these seeds."""
-        assert self.engine is not None
-        results = measure_seeds(trainer, pl_module, self.engine.layers, seeds, self.credit, self.loss_fn)
-        reshard_(pl_module)
-        return results
 
     def _sizer(self, trainer: Trainer, pl_module: LightningModule) -> HeldOutSizer | None:
         """What answers the sizing rule; None where layers are sharded, as no rank has whole units."""

@@ -226,8 +226,14 @@ class CreditConfig:
     Args:
         batches: Validation batches used, ``>= 2``: their losses with and without a seed are paired.
         confidence: Level of the one-sided confidence bound, in (0.5, 1).
-        max_groups: Most leave-one-out measurements a tick, ``>= 1``. If more seeds are due, those
-            that share a bed are measured, and so judged, together.
+        max_groups: Most seeds measured one by one a tick, ``>= 1``. If more are due, those that share a bed are
+            measured, and so judged, together.
+        measurements: Cost limit: most measurements a tick, ``>= 6``, each a forward pass over ``batches``
+            validation batches. A third is for single seeds, the rest for groups of them; what does not fit
+            waits for the next tick, and the event log says so.
+        replicas: Most measurements in one pass, ``>= 1``: the batch is shared, the blend weights are a vector
+            (``torch.func.vmap``). Halved where memory runs out; 1, or a validation step that ``vmap`` can't
+            run: one by one.
         monitor: Name under which ``validation_step`` logs its loss; used where it returns none, and
             by policies that watch the validation loss.
     """
@@ -235,6 +241,8 @@ class CreditConfig:
     batches: int = 16
     confidence: float = 0.95
     max_groups: int = 64
+    measurements: int = 128
+    replicas: int = 8
     monitor: str = "val_loss"
 
     def __post_init__(self) -> None:
@@ -245,7 +253,9 @@ class CreditConfig:
             "in (0.5, 1)",
             self.confidence,
         )
-        check(is_count(self.max_groups), "credit.max_groups", "at least 1 measurement", self.max_groups)
+        check(is_count(self.max_groups), "credit.max_groups", "at least 1 seed", self.max_groups)
+        check(is_count(self.measurements, 6), "credit.measurements", "at least 6 measurements", self.measurements)
+        check(is_count(self.replicas), "credit.replicas", "at least 1 measurement a pass", self.replicas)
         check(is_name(self.monitor), "credit.monitor", "the name of a logged metric", self.monitor)
 
 

@@ -18,6 +18,7 @@ from lightning_morpho.tamiyo import (
     Assessment,
     Cull,
     Decision,
+    Defer,
     Germinate,
     Keep,
     LayerView,
@@ -29,14 +30,17 @@ from lightning_morpho.tamiyo import (
     Resizing,
     Tamiyo,
 )
-from lightning_morpho.tamiyo.observation import SeedKey
-from lightning_morpho.telemetry.events import Event, Finding, Refusal, SeedRecord
+from lightning_morpho.tamiyo.observation import Group, SeedKey
+from lightning_morpho.telemetry.events import Event, Finding, Notice, Refusal, SeedRecord
 from lightning_morpho.views import layer_view
 
 log = logging.getLogger(__name__)
 
-Measurer = Callable[[Sequence[SeedKey]], list[Measurement]]
-"""Measures what the held-out loss loses without each of these seeds."""
+Measurer = Callable[[Sequence[SeedKey], Sequence[Group]], list[Measurement]]
+"""Measures what the held-out loss loses without each of some seeds, and without each of some groups."""
+
+_ROUNDS = 6
+"""Most times a tick that the controller may ask for measurements, each time knowing what came of the last."""
 
 
 class Sizer(Protocol):
@@ -70,7 +74,7 @@ class GrowthEngine:
         layers: Mapping[str, HybridKasminaLayer],
         tamiyo: Tamiyo,
         optimizers: OptimizerLink,
-        on_event: Callable[[Event | Refusal | Finding], None] = lambda event: None,
+        on_event: Callable[[Event | Finding | Notice | Refusal], None] = lambda event: None,
     ) -> None:
         self.layers = layers
         self.tamiyo = tamiyo
@@ -88,6 +92,8 @@ class GrowthEngine:
         self._penalised = 0
         self._waited: set[str] = set()
         self._refused: set[str] = set()
+        self._deferred: dict[SeedKey, int] = {}
+        self._births: dict[SeedKey, tuple[float, ...]] = {}
         for layer in layers.values():
             layer.morpho.on_transition = self._record
 
@@ -128,25 +134,56 @@ class GrowthEngine:
         for layer in self.on.values():
             layer.morpho.advance()
         observation = replace(self.observe(step, total_steps, measure is not None), can_size=sizer is not None)
-        decisions = self.tamiyo.decide(observation)
-        while (answered := self._answer(observation, decisions, measure, sizer)) is not None:
-            observation = answered
-            decisions = self.tamiyo.decide(observation)
+        decisions = self._decide(observation, measure, sizer)
         with ExitStack() as together:
             for layer in self.layers.values():
                 together.enter_context(layer.morpho.together())
             for decision in decisions:
                 self._apply(decision)
+        self._note_births(measure)
         self._penalised = self._penalised + 1 if self.optimizers.penalty.strength else 0
         self.optimizers.drop_stale_state()
+
+    def _decide(self, observation: Observation, measure: Measurer | None, sizer: Sizer | None) -> Sequence[Decision]:
+        """Ask the controller, and find out what it asks for, until it asks for nothing more."""
+        decisions = self.tamiyo.decide(observation)
+        for _ in range(_ROUNDS):
+            answered = self._answer(observation, decisions, measure, sizer)
+            if answered is None:
+                break
+            observation = answered
+            decisions = self.tamiyo.decide(observation)
+        return decisions
+
+    def _measured(self, observation: Observation, asked: Sequence[Measure], measure: Measurer) -> Observation:
+        seeds = [key for d in asked for key in d.seeds]
+        together = [group for d in asked for group in d.together]
+        results = tuple(measure(seeds, together))
+        done = {frozenset(m.seeds) for m in results} | {frozenset({key}) for m in results for key in m.seeds}
+        unmeasured = [g for g in (*((key,) for key in seeds), *together) if frozenset(g) not in done]
+        return replace(
+            observation,
+            measurements=observation.measurements + results,
+            unmeasured=observation.unmeasured.union(unmeasured),
+        )
+
+    def _note_births(self, measure: Measurer | None) -> None:
+        """Measure the held-out loss where something germinated: what it did is judged by what was before."""
+        live = {(name, chunk) for name, layer in self.layers.items() for chunk in _live(layer)}
+        self._deferred = {key: count for key, count in self._deferred.items() if key in live}
+        self._births = {key: losses for key, losses in self._births.items() if key in live}
+        born = [(r.layer, r.chunk) for r in self.records if r.born_tick == self.ticks and (r.layer, r.chunk) in live]
+        if born and measure is not None:
+            for measurement in measure((), ((),)):
+                self._births.update(dict.fromkeys(born, measurement.losses))
 
     def _answer(
         self, observation: Observation, decisions: Sequence[Decision], measure: Measurer | None, sizer: Sizer | None
     ) -> Observation | None:
         """The observation with what the decisions ask for; None if they ask nothing new."""
-        wanted = [key for d in decisions if isinstance(d, Measure) for key in d.seeds]
-        if wanted and measure is not None and not observation.measurements:
-            return replace(observation, measurements=tuple(measure(wanted)))
+        measures = [d for d in decisions if isinstance(d, Measure)]
+        if measures and measure is not None:
+            return self._measured(observation, measures, measure)
         if sizer is not None and self._assessments is None and any(isinstance(d, Assess) for d in decisions):
             self._assessments = tuple(sizer.assess())
             for found in self._assessments:
@@ -183,6 +220,23 @@ class GrowthEngine:
             seeds = self.layers[layer].morpho
             act = seeds.keep if isinstance(decision, Keep) else seeds.cull
             act([chunk], reason=decision.reason, figures=decision.figures)
+        elif isinstance(decision, Defer):
+            self._defer(decision)
+
+    def _defer(self, decision: Defer) -> None:
+        layer, chunk = decision.seed
+        self._deferred[decision.seed] = self._deferred.get(decision.seed, 0) + 1
+        self.on_event(
+            Notice(
+                event="deferred",
+                tick=self.ticks,
+                step=self.step,
+                layer=layer,
+                chunk=chunk,
+                reason=decision.reason,
+                figures=decision.figures,
+            )
+        )
 
     def _germinate(self, decision: Germinate) -> None:
         """Grow, unless the learning rate has decayed so far that newborns would hardly learn."""
@@ -211,6 +265,8 @@ class GrowthEngine:
             stop_patience=self._stop_patience,
             layers=self._views(),
             can_measure=can_measure,
+            deferred=dict(self._deferred),
+            births=dict(self._births),
             assessments=self._assessments,
             resizings=self._resizings,
             penalised=self._penalised,
@@ -263,6 +319,8 @@ class GrowthEngine:
             "training_losses": list(self.training_losses),
             "records": [asdict(record) for record in self.records],
             "waited": sorted(self._waited),
+            "deferred": [[*key, count] for key, count in self._deferred.items()],
+            "births": [[*key, list(losses)] for key, losses in self._births.items()],
             "peak_rates": self.optimizers.peak_rates,
             "assessments": None if self._assessments is None else [asdict(a) for a in self._assessments],
             "resizings": None if self._resizings is None else [asdict(r) for r in self._resizings],
@@ -279,9 +337,17 @@ class GrowthEngine:
         self.records = [SeedRecord(**record) for record in state["records"]]
         self._last_round = max((record.born_tick for record in self.records), default=None)
         self._waited = set(state.get("waited", ()))
+        self._deferred = {(layer, chunk): count for layer, chunk, count in state.get("deferred", ())}
+        self._births = {(layer, chunk): tuple(losses) for layer, chunk, losses in state.get("births", ())}
         assessments, resizings = state.get("assessments"), state.get("resizings")
         self._assessments = None if assessments is None else tuple(Assessment(**a) for a in assessments)
         self._resizings = None if resizings is None else tuple(Resizing(**r) for r in resizings)
         self._penalised = state.get("penalised", 0)
         self.optimizers.penalty.set(**state.get("penalty", self.optimizers.penalty.state_dict()))
         self.optimizers.note_dead_units()
+
+
+def _live(layer: HybridKasminaLayer) -> list[int]:
+    """Chunks whose seeds are neither dormant, nor kept, nor gone."""
+    seeds = layer.morpho
+    return [int(chunk) for chunk in seeds.state.where(*seeds.lifecycle_table.live)]

@@ -354,7 +354,7 @@ def test_users_own_blueprint_grows_learns_is_kept_and_is_restored(gain):
     link = OptimizerLink(hybrid_layers(model), [optimizer])
     engine = GrowthEngine(hybrid_layers(model), Scripted(events=[{"tick": 1, "layer": "0"}]), link)
 
-    def measure(keys):
+    def measure(keys, together):
         return [Measurement(seeds=(key,), rise=0.5, lower=0.1, batches=4) for key in keys]
 
     for step in range(400):

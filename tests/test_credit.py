@@ -22,7 +22,9 @@ from lightning_morpho import (
     hybrid_layers,
     morph_,
 )
-from lightning_morpho.credit import group_seeds, isolated, lower_bound, measure, student_t_quantile
+from lightning_morpho.credit import group_seeds, measure
+from lightning_morpho.evidence import paired_bounds, student_t_quantile
+from lightning_morpho.isolation import isolated
 
 
 # ---------------------------------------------------------------- statistics
@@ -46,26 +48,26 @@ def test_quantile_of_no_degrees_of_freedom_is_refused():
 
 @pytest.mark.parametrize("confidence", [0.6, 0.95, 0.99])
 @pytest.mark.parametrize("count", [2, 3, 4, 16, 200])
-def test_lower_bound_is_that_of_a_one_sided_t_test(count, confidence):
+def test_bounds_are_those_of_one_sided_t_tests(count, confidence):
     values = np.random.default_rng(count).normal(0.3, 1.0, count)
-    mean, lower = lower_bound(torch.from_numpy(values), confidence)
-    reference = stats.ttest_1samp(values, 0, alternative="greater").confidence_interval(confidence).low
-    assert mean == pytest.approx(values.mean(), abs=1e-14)
-    # The quantile is good to 0.5 %, and so is the distance of the bound from the mean.
-    assert mean - lower == pytest.approx(values.mean() - reference, rel=5e-3)
-
-
-def test_lower_bound_of_float32_differences_is_computed_in_double_precision():
-    values = torch.full((100_000,), 1000.0)
-    values[::2] += 0.01
-    mean, _ = lower_bound(values, 0.95)
-    assert mean == pytest.approx(values.double().mean().item(), abs=1e-9)
+    bounds = paired_bounds(values.tolist(), confidence)
+    low = stats.ttest_1samp(values, 0, alternative="greater").confidence_interval(confidence).low
+    high = stats.ttest_1samp(values, 0, alternative="less").confidence_interval(confidence).high
+    assert bounds.mean == pytest.approx(values.mean(), abs=1e-14)
+    # The quantile is good to 0.5 %, and so is the distance of the bounds from the mean.
+    assert bounds.mean - bounds.lower == pytest.approx(values.mean() - low, rel=5e-3)
+    assert bounds.upper - bounds.mean == pytest.approx(high - values.mean(), rel=5e-3)
 
 
 def test_bound_of_too_few_pairs_is_missing():
-    assert all(map(math.isnan, lower_bound(torch.tensor([]), 0.95)))
-    mean, lower = lower_bound(torch.tensor([2.0]), 0.95)
-    assert mean == 2.0 and math.isnan(lower)
+    assert all(map(math.isnan, vars(paired_bounds([], 0.95)).values()))
+    bounds = paired_bounds([2.0], 0.95)
+    assert bounds.mean == 2.0 and math.isnan(bounds.lower) and math.isnan(bounds.upper)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_a_loss_that_is_not_finite_proves_nothing(bad):
+    assert all(map(math.isnan, vars(paired_bounds([1.0, bad, 1.0], 0.95)).values()))
 
 
 # ---------------------------------------------------------------- leave one out
@@ -147,9 +149,12 @@ def test_differences_of_other_ranks_count_where_they_are_gathered():
         data,
         lambda batch: F.mse_loss(model(batch[0]), batch[1]),
         confidence=0.9,
-        gather=lambda own: torch.cat([own, torch.tensor([[5.0, 6.0, 7.0]])], dim=1),
+        gather=lambda own: [own, ([[(1.0, 1.0), (1.0, 6.0)]] * 3, {"0": ["2"]})],
     )
     assert result.batches == 5
+    assert result.differences[2:] == (5.0,) * 3
+    assert result.losses[2:] == (1.0,) * 3
+    assert result.reaches == {"2"}
 
 
 def test_no_batches_give_a_missing_credit():

@@ -11,6 +11,7 @@ PACKAGE = Path(__file__).parent.parent / "lightning_morpho"
 # A file imports only what stands above it: the core first, what needs Lightning or Hydra last.
 ORDER = [
     "checks",
+    "evidence",
     "rollout_config",
     "config",
     "lifecycle",
@@ -29,6 +30,7 @@ ORDER = [
     "checkpoint",
     "telemetry",
     "tamiyo",
+    "isolation",
     "credit",
     "sizing",
     "governor",
@@ -118,6 +120,6 @@ def test_tasks_are_used_by_the_application_alone(file):
     assert unit(file) in ("tasks", "train") or "tasks" not in own(file)
 
 
-@pytest.mark.parametrize("file", ["checks.py", "rollout_config.py", "config.py", "lifecycle.py"])
+@pytest.mark.parametrize("file", ["checks.py", "evidence.py", "rollout_config.py", "config.py", "lifecycle.py"])
 def test_configuration_and_lifecycle_need_the_standard_library_alone(file):
     assert top_level(file) <= {*sys.stdlib_module_names, PACKAGE.name}

@@ -35,7 +35,9 @@ def test_wheel_holds_configs_and_type_marker_and_no_tests(wheel):
     shipped = set(zipfile.ZipFile(wheel).namelist())
     presets = {f"lightning_morpho/{path.relative_to(ROOT)}" for path in ROOT.glob("configs/**/*.yaml")}
     assert presets
-    assert {"lightning_morpho/py.typed", *presets} <= shipped
+    assets = {str(path.relative_to(ROOT)) for path in ROOT.glob("lightning_morpho/telemetry/report/assets/*")}
+    assert {Path(asset).suffix for asset in assets} == {".j2", ".css", ".js", ".LICENSE"}
+    assert {"lightning_morpho/py.typed", *presets, *assets} <= shipped
     foreign = {
         name for name in shipped if not name.startswith(("lightning_morpho/", "lightning_morpho-", "hydra_plugins/"))
     }

@@ -10,14 +10,15 @@ from lightning_morpho.integrations.sharding import reshard_
 from lightning_morpho.integrations.sizing import HeldOutSizer
 from lightning_morpho.integrations.training import TrainingLoss, stop_patience
 from lightning_morpho.integrations.validation import (
+    HeldOutCredit,
     LossFunction,
     held_out_batches,
     loss_of,
-    measure_seeds,
     validation_loss,
 )
 
 __all__ = [
+    "HeldOutCredit",
     "HeldOutSizer",
     "Reporter",
     "gather_objects",
@@ -32,7 +33,6 @@ __all__ = [
     "held_out_batches",
     "is_compiled",
     "loss_of",
-    "measure_seeds",
     "stop_patience",
     "validation_loss",
 ]

@@ -17,7 +17,7 @@ from lightning_morpho.engine import GrowthEngine
 from lightning_morpho.integrations.description import describe_model
 from lightning_morpho.layers import HybridKasminaLayer
 from lightning_morpho.rollout import RolloutChange
-from lightning_morpho.telemetry import EVENTS_FILE, ChunkStatistics, Event, Finding, Refusal, append_event
+from lightning_morpho.telemetry import EVENTS_FILE, ChunkStatistics, Event, Finding, Notice, Refusal, append_event
 from lightning_morpho.telemetry.figures import (
     LayerFigures,
     layer_figures,
@@ -57,7 +57,7 @@ class Reporter:
         self.every_n_steps = config.every_n_steps
         sampled = layers if sample and config.every_n_steps else {}
         self._statistics = {name: ChunkStatistics(layer.chunks).to(device) for name, layer in sampled.items()}
-        self._events: list[Event | Refusal | Finding] = []
+        self._events: list[Event | Finding | Notice | Refusal] = []
         log_dir = trainer.log_dir or trainer.default_root_dir
         wanted = config.events and not trainer.fast_dev_run  # type: ignore[attr-defined]
         self._path = Path(log_dir) / EVENTS_FILE if wanted else None
@@ -92,7 +92,7 @@ class Reporter:
                 statistics.reset()
 
     # ------------------------------------------------------------------ events
-    def note(self, event: Event | Refusal | Finding) -> None:
+    def note(self, event: Event | Finding | Notice | Refusal) -> None:
         """Keep an event until :meth:`tell`."""
         self._events.append(event)
 
@@ -116,6 +116,10 @@ class Reporter:
                 continue
             if isinstance(event, Finding):
                 self._say(f"{event.layer}: {event.text}")
+                continue
+            if isinstance(event, Notice):
+                key = (event.layer, f"{event.event} ({event.reason})")
+                together[key] = together.get(key, 0) + 1
                 continue
             t = event.transition
             key = (t.layer, f"{t.source.name} -> {t.target.name} ({t.reason})")

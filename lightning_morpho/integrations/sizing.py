@@ -14,7 +14,6 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from lightning_morpho.config import AUTO, CreditConfig
-from lightning_morpho.credit import isolated
 from lightning_morpho.integrations.ranks import gather_objects
 from lightning_morpho.integrations.validation import (
     LossFunction,
@@ -22,6 +21,7 @@ from lightning_morpho.integrations.validation import (
     run_validation_step,
     validation_loss,
 )
+from lightning_morpho.isolation import isolated
 from lightning_morpho.layers import HybridKasminaLayer
 from lightning_morpho.sizing import assess, resize_
 from lightning_morpho.tamiyo import Assessment, Resize, Resizing

@@ -12,50 +12,69 @@ from lightning.pytorch.utilities import CombinedLoader
 from torch import Tensor
 
 from lightning_morpho.config import CreditConfig
-from lightning_morpho.credit import group_seeds, measure
+from lightning_morpho.credit import affordable, group_seeds, measure
+from lightning_morpho.integrations.compilation import is_compiled
 from lightning_morpho.integrations.ranks import gather_objects
+from lightning_morpho.integrations.sharding import reshard_
 from lightning_morpho.layers import HybridKasminaLayer
 from lightning_morpho.tamiyo import Measurement
-from lightning_morpho.tamiyo.observation import SeedKey
+from lightning_morpho.tamiyo.observation import Group, SeedKey
 
 LossFunction = Callable[[LightningModule, Any], Tensor]
 """Held-out loss of one validation batch."""
 
 
-def measure_seeds(
-    trainer: Trainer,
-    pl_module: LightningModule,
-    layers: Mapping[str, HybridKasminaLayer],
-    seeds: Sequence[SeedKey],
-    config: CreditConfig,
-    loss_fn: LossFunction | None,
-) -> list[Measurement]:
-    """Leave-one-out of some seeds on the Trainer's first validation loader, in its precision.
+class HeldOutCredit:
+    """Measurements of one tick on the Trainer's first validation loader, in its precision.
 
     Args:
         trainer: The Trainer, between two training steps.
         pl_module: Its module.
         layers: The hybrid layers by name.
-        seeds: The seeds to measure.
-        config: Batches, confidence, most groups.
+        config: Batches, confidence, cost.
         loss_fn: The user's loss; None: the one of ``validation_step``.
     """
 
-    def loss(batch: Any) -> Tensor:
-        with trainer.precision_plugin.val_step_context():
-            if loss_fn is not None:
-                return loss_fn(pl_module, batch)
-            return validation_loss(pl_module, batch, config.monitor)
+    def __init__(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        layers: Mapping[str, HybridKasminaLayer],
+        config: CreditConfig,
+        loss_fn: LossFunction | None,
+    ) -> None:
+        self.trainer, self.pl_module, self.layers = trainer, pl_module, layers
+        self.config, self.loss_fn = config, loss_fn
+        self.left = config.measurements
 
-    return measure(
-        pl_module,
-        layers,
-        group_seeds(seeds, layers, config.max_groups),
-        held_out_batches(trainer, pl_module, config.batches),
-        loss,
-        confidence=config.confidence,
-        gather=_gather_ranks,
-    )
+    def __call__(self, seeds: Sequence[SeedKey], together: Sequence[Group] = ()) -> list[Measurement]:
+        """Leave seeds out one by one, and groups as such, as far as the tick's measurements go."""
+        singles = group_seeds(seeds, self.layers, self.config.max_groups)
+        groups = affordable(singles, self.config.measurements // 3, least=1) if singles else []
+        groups += affordable(together, self.left - len(groups))
+        if not groups:
+            return []
+        self.left -= 1 + len(groups)
+        compiled = is_compiled(self.pl_module)
+        results = measure(
+            self.pl_module,
+            self.layers,
+            groups,
+            held_out_batches(self.trainer, self.pl_module, self.config.batches),
+            self._loss,
+            confidence=self.config.confidence,
+            replicas=1 if compiled else self.config.replicas,
+            probe=bool(singles) and not compiled,  # hooks would compile the model again
+            gather=gather_objects,
+        )
+        reshard_(self.pl_module)
+        return results
+
+    def _loss(self, batch: Any) -> Tensor:
+        with self.trainer.precision_plugin.val_step_context():
+            if self.loss_fn is not None:
+                return self.loss_fn(self.pl_module, batch)
+            return validation_loss(self.pl_module, batch, self.config.monitor)
 
 
 def loss_of(outputs: Any) -> Tensor | None:
@@ -128,8 +147,3 @@ def held_out_batches(trainer: Trainer, pl_module: LightningModule, most: int) ->
     finally:
         for generator, state in states:
             generator.set_state(state)
-
-
-def _gather_ranks(differences: Tensor) -> Tensor:
-    """Join the paired differences of all ranks, which may have seen different numbers of batches."""
-    return torch.cat(gather_objects(differences), dim=1)

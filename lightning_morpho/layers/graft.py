@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -59,6 +60,16 @@ class GraftPlan:
 
     def _upload(self, alpha: np.ndarray, device: torch.device, previous: ActiveSet | None = None) -> ActiveSet:
         return ActiveSet.upload(self.blueprint.site.chunks, alpha, device, previous)
+
+    def scaled(self, factors: Tensor) -> GraftPlan:
+        """The same plan in plain differentiable operations, its blend weights times ``factors``, ``(beds, N)``."""
+        plan = copy.copy(self)
+        groups = len(self.blueprint.site.chunks.groups)
+        device = factors.device
+        alphas = [torch.from_numpy(rows).to(device) * factors[i] for i, rows in enumerate(self._alphas)]
+        plan._active = [ActiveSet.dense(alpha, groups) for alpha in alphas]
+        plan._networks = None
+        return plan
 
     def __call__(self, x: Tensor, y: Tensor) -> Tensor:
         """Add what the seeds give to the base layer's output; every seed reads ``y`` as it came.

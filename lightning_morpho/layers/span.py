@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -47,9 +48,18 @@ class SpanPlan:
         self.links = list(links)
         self.inlets = tuple(inlets)
         self.observer: Callable[[dict[int, Tensor]], None] | None = None
+        self._rows = tuple(alphas)
         self._alpha = [blueprint.site.chunks.expand(torch.from_numpy(rows)) for rows in alphas]
         # A link hangs on a whole bed: it fades out with the last of the bed's chunks.
         self._strength = [torch.tensor(rows.max()) for rows in alphas]
+
+    def scaled(self, factors: Tensor) -> SpanPlan:
+        """The same plan with its blend weights times ``factors``, ``(beds, N)``."""
+        plan = copy.copy(self)
+        alphas = [torch.from_numpy(rows).to(factors.device) * factors[i] for i, rows in enumerate(self._rows)]
+        plan._alpha = [self.blueprint.site.chunks.expand(alpha) for alpha in alphas]
+        plan._strength = [alpha.max() for alpha in alphas]
+        return plan
 
     def __call__(self, y: Tensor) -> tuple[Tensor, Hidden]:
         """Add what the spans give to the base layer's output.

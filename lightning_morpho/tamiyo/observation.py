@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from lightning_morpho.evidence import Bounds, paired_bounds
 from lightning_morpho.lifecycle import Stage
 
 SeedKey = tuple[str, int]
 """Layer name and chunk."""
+
+Group = tuple[SeedKey, ...]
+"""Seeds that are left out together."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,12 +97,27 @@ class Measurement:
         rise: Mean rise of the loss without them, in loss units; above 0 they help.
         lower: One-sided lower confidence bound of it; NaN with fewer than two batches.
         batches: Batches compared, over all ranks.
+        differences: Rise on each of the batches, in the same order in all measurements of a tick.
+        losses: Loss with all seeds on each of the batches.
+        confidence: Level of the bound.
+        reaches: Layers whose input these seeds change.
     """
 
-    seeds: tuple[SeedKey, ...]
+    seeds: Group
     rise: float
     lower: float
     batches: int
+    differences: tuple[float, ...] = ()
+    losses: tuple[float, ...] = ()
+    confidence: float = 0.95
+    reaches: frozenset[str] = frozenset()
+
+    @property
+    def bounds(self) -> Bounds:
+        """Both bounds, as far as the differences are known."""
+        if self.differences:
+            return paired_bounds(self.differences, self.confidence)
+        return Bounds(self.rise, self.lower, math.nan)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,6 +171,9 @@ class Observation:
         layers: All hybrid layers.
         measurements: Results of the measurements asked for at this tick.
         can_measure: Whether a held-out loss can be had at all.
+        unmeasured: What was asked for at this tick and did not fit into its passes.
+        deferred: How often the decision on a live seed was put off already.
+        births: Held-out losses of the batches at the germination of a live seed, where they were measured.
         assessments: What new units would explain, once that was asked for.
         resizings: How many units the layers kept, once that was asked for.
         penalised: Ticks that the group penalty has been on, 0 while it is off.
@@ -167,6 +190,9 @@ class Observation:
     stop_patience: int | None = None
     measurements: tuple[Measurement, ...] = ()
     can_measure: bool = True
+    unmeasured: frozenset[Group] = frozenset()
+    deferred: Mapping[SeedKey, int] = field(default_factory=dict)
+    births: Mapping[SeedKey, tuple[float, ...]] = field(default_factory=dict)
     assessments: tuple[Assessment, ...] | None = None
     resizings: tuple[Resizing, ...] | None = None
     penalised: int = 0
@@ -200,10 +226,12 @@ class Measure:
     """Measure what the held-out loss loses without each of these seeds; then decide again.
 
     Attributes:
-        seeds: The seeds.
+        seeds: Seeds to leave out one by one.
+        together: Groups to leave out as such.
     """
 
-    seeds: tuple[SeedKey, ...]
+    seeds: Group = ()
+    together: tuple[Group, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,6 +257,21 @@ class Cull:
         seed: The seed.
         reason: Why.
         figures: The numbers that decided it.
+    """
+
+    seed: SeedKey
+    reason: str
+    figures: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Defer:
+    """Put the decision on a seed off to the next tick.
+
+    Attributes:
+        seed: The seed.
+        reason: Why.
+        figures: The numbers known so far.
     """
 
     seed: SeedKey
@@ -275,4 +318,4 @@ class Resize:
     point: float | Literal["auto"] = "auto"
 
 
-Decision = Germinate | Measure | Keep | Cull | Assess | Penalize | Resize
+Decision = Germinate | Measure | Keep | Cull | Defer | Assess | Penalize | Resize

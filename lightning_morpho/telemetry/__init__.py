@@ -4,12 +4,15 @@ from lightning_morpho.telemetry.events import (
     EVENTS_FILE,
     Event,
     Finding,
+    Notice,
     Refusal,
     SeedRecord,
     append_event,
     read_events,
 )
 from lightning_morpho.telemetry.metrics import ChunkStatistics
+from lightning_morpho.telemetry.report import write_report
+from lightning_morpho.telemetry.saved_run import SavedRun, SeedLife, read_run
 from lightning_morpho.telemetry.table import seed_table
 
 __all__ = [
@@ -17,9 +20,14 @@ __all__ = [
     "ChunkStatistics",
     "Event",
     "Finding",
+    "Notice",
     "Refusal",
+    "SavedRun",
+    "SeedLife",
     "SeedRecord",
     "append_event",
     "read_events",
+    "read_run",
     "seed_table",
+    "write_report",
 ]

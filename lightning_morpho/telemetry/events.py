@@ -46,7 +46,7 @@ class Event:
             "from": t.source.name,
             "to": t.target.name,
             "reason": t.reason,
-            "figures": {name: value if math.isfinite(value) else None for name, value in t.figures.items()},
+            "figures": plain_figures(t.figures),
         }
 
 
@@ -73,6 +73,35 @@ class Refusal:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Notice:
+    """Something that is to be known of a seed and is no transition.
+
+    Attributes:
+        event: What it is about, such as ``"deferred"``.
+        tick: Decision tick.
+        step: Optimizer steps done.
+        layer: Name of the layer.
+        chunk: Chunk of the seed.
+        reason: Why.
+        figures: The numbers behind it.
+    """
+
+    event: str
+    tick: int
+    step: int
+    layer: str
+    chunk: int
+    reason: str
+    figures: Mapping[str, float] = field(default_factory=dict)
+
+    def to_dict(self, **context: Any) -> dict[str, Any]:
+        """Plain values, as they stand in the event log."""
+        now = {"event": self.event, "tick": self.tick, "step": self.step, **context}
+        seed = {"layer": self.layer, "chunk": self.chunk, "reason": self.reason}
+        return now | seed | {"figures": plain_figures(self.figures)}
+
+
+@dataclass(frozen=True, kw_only=True)
 class Finding:
     """What was found out about a layer.
 
@@ -96,6 +125,11 @@ class Finding:
         """Plain values, as they stand in the event log."""
         plain = {"tick": self.tick, "step": self.step, **context, "layer": self.layer, "figures": dict(self.figures)}
         return {"event": self.kind, **plain}
+
+
+def plain_figures(figures: Mapping[str, float]) -> dict[str, float | None]:
+    """Figures as JSON can hold them: what is missing or not finite is None."""
+    return {name: value if math.isfinite(value) else None for name, value in figures.items()}
 
 
 @dataclass(frozen=True, kw_only=True)

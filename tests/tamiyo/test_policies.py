@@ -77,7 +77,10 @@ def test_nothing_is_judged_that_is_not_due():
 def test_seed_with_a_proven_gain_is_kept(lower):
     decisions = judge(replace(DUE, measurements=measured(lower)))
     assert [(type(d), d.seed) for d in decisions] == [(Keep, key) for key in KEYS]
-    assert all(d.figures == {"rise": 0.5, "lower": lower, "batches": 8, "judged_with": 0} for d in decisions)
+    assert all(
+        d.figures == {"rise": 0.5, "lower": lower, "batches": 8, "confidence": 0.95, "judged_with": 0}
+        for d in decisions
+    )
     assert all(d.reason.startswith("proven gain") for d in decisions)
 
 
@@ -201,7 +204,9 @@ def turns(verdict: float, **policy) -> list[str]:
             step=tick,
             total_steps=None,
             loss=None,
-            measure=lambda keys: [Measurement(seeds=(k,), rise=verdict, lower=verdict, batches=4) for k in keys],
+            measure=lambda keys, together: [
+                Measurement(seeds=(k,), rise=verdict, lower=verdict, batches=4) for k in keys
+            ],
         )
     return [record.layer for record in engine.records]
 

@@ -1,0 +1,227 @@
+"""The story of a run in a few sentences, made from its event log."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from lightning_morpho.lifecycle import Stage
+from lightning_morpho.telemetry.metric_files import Curve
+from lightning_morpho.telemetry.saved_run import Entry, SavedRun, SeedLife
+
+_LOWER_IS_BETTER = re.compile(r"loss|err|perplexity|ppl|mse|mae|rmse|wer|cer|bits|bpc|bpb|nll|cost", re.IGNORECASE)
+_ENDS = (
+    (Stage.CULLED, "culled"),
+    (Stage.CANCELLED, "cancelled"),
+    (Stage.ROLLED_BACK, "rolled back"),
+    (Stage.ERROR_RECOVERY, "ended by an error"),
+)
+_MOST_NAMED = 3
+_MOST_ROUNDS = 2
+
+
+def lower_is_better(metric: str) -> bool:
+    """Whether a metric's name says that its fall is good.
+
+    Example:
+        >>> lower_is_better("val_loss"), lower_is_better("val_acc")
+        (True, False)
+    """
+    return bool(_LOWER_IS_BETTER.search(metric))
+
+
+def main_metric(metrics: Mapping[str, Curve]) -> str | None:
+    """The metric that a person would look at first: a validation score, else a validation loss, else any loss.
+
+    Example:
+        >>> curve = Curve((1, 2), (0.1, 0.2), (None, None))
+        >>> main_metric({"train_loss": curve, "val_loss": curve, "val_acc": curve, "morpho/net.0/alpha": curve})
+        'val_acc'
+    """
+    own = [name for name in metrics if not name.startswith(("morpho/", "test")) and len(metrics[name].steps) > 1]
+    held_out = [name for name in own if "val" in name.lower()]
+    scores = [name for name in held_out if not lower_is_better(name)]
+    losses = [name for name in own if lower_is_better(name)]
+    return next(iter([*scores, *held_out, *losses, *own]), None)
+
+
+@dataclass(frozen=True)
+class Best:
+    """The best value of a metric.
+
+    Attributes:
+        metric: Its name.
+        value: The value.
+        step: Optimizer steps done then.
+        before: The last value before the first germination; None if there is none.
+    """
+
+    metric: str
+    value: float
+    step: int
+    before: float | None
+
+
+def best_of(log: SavedRun, metric: str | None) -> Best | None:
+    """The best value of a metric, and what it was before anything grew."""
+    if metric is None:
+        return None
+    curve = log.metrics[metric]
+    pick = min if lower_is_better(metric) else max
+    value, step = pick(zip(curve.values, curve.steps, strict=True), key=lambda point: point[0])
+    born = min((life.spells[0].start for life in log.lives), default=None)
+    earlier = [v for v, s in zip(curve.values, curve.steps, strict=True) if born is not None and s <= born]
+    return Best(metric, value, step, earlier[-1] if earlier else None)
+
+
+def tell(log: SavedRun) -> list[str]:
+    """The story, sentence by sentence."""
+    return [
+        sentence
+        for sentence in (_host(log), _ground(log), *_births(log), _endings(log), _proof(log), _size(log), _result(log))
+        if sentence
+    ]
+
+
+def parameters_of(log: SavedRun) -> tuple[int | None, int | None]:
+    """Parameters before growth and at the end; None where nobody wrote them."""
+    before = next((start["model"]["parameters"] for start in log.of_kind("start")), None)
+    added = log.metrics.get("morpho/run/added_parameters")
+    return before, None if before is None or added is None else before + round(added.values[-1])
+
+
+def _host(log: SavedRun) -> str:
+    start = next(iter(log.of_kind("start")), None)
+    name = "The model" if start is None else start["model"]["class"]
+    size = "" if start is None else f" ({start['model']['parameters']:,} parameters)"
+    device = "" if start is None else f" on {start['trainer']['device']}"
+    took = "" if log.seconds is None else f" in {duration(log.seconds)}"
+    logged = [curve.epochs[-1] for curve in log.metrics.values() if len(curve.epochs) > 1]
+    epochs = [done for done in logged if done is not None]
+    length = plural(log.last_step, "step") + (f" ({plural(max(epochs), 'epoch')})" if epochs else "")
+    segments = len(log.of_kind("fit_start"))
+    again = f", resumed {plural(segments - 1, 'time')}" if segments > 1 else ""
+    return f"{name}{size} trained for {length}{took}{device}{again}."
+
+
+def _ground(log: SavedRun) -> str:
+    taken = [module for module in log.modules if module["taken"]]
+    if not log.modules:
+        return ""
+    seeds = sum(module["seeds"] for module in taken)
+    return f"{len(taken)} of its {plural(len(log.modules), 'module')} could grow, with {plural(seeds, 'seed')} in them."
+
+
+def _births(log: SavedRun) -> list[str]:
+    """One sentence for each round if they are few, else one for all."""
+    born = [e for e in log.of_kind("transition") if e["from"] == Stage.DORMANT.name]
+    if not born:
+        refused = log.of_kind("refused")
+        return [f"Nothing grew: {refused[-1]['reason']}." if refused else "Nothing grew: no seed left dormancy."]
+    rounds: dict[int, list[Entry]] = {}
+    for entry in born:
+        rounds.setdefault(entry["step"], []).append(entry)
+    if len(rounds) <= _MOST_ROUNDS:
+        return [f"At step {step:,}, {_germinated(entries)}." for step, entries in rounds.items()]
+    steps = list(rounds)
+    return [f"From step {steps[0]:,} to {steps[-1]:,}, in {plural(len(rounds), 'round')}, {_germinated(born)}."]
+
+
+def _germinated(born: Sequence[Entry]) -> str:
+    layers = enumerate_words(dict.fromkeys(f"`{entry['layer']}`" for entry in born), most=_MOST_NAMED, noun="layer")
+    kinds = enumerate_words(dict.fromkeys(entry["blueprint"] for entry in born))
+    reasons = enumerate_words(dict.fromkeys(entry["reason"] for entry in born), most=_MOST_NAMED, noun="reason")
+    return f"{plural(len(born), 'seed')} germinated in {layers} as {kinds} ({reasons})"
+
+
+def _endings(log: SavedRun) -> str:
+    if not log.lives:
+        return ""
+    stages = Counter(life.stage for life in log.lives)
+    living = sum(life.living for life in log.lives)
+    told = [_were(stages[Stage.FOSSILIZED.name]) + " kept" + _why(log, Stage.FOSSILIZED)]
+    told += [f"{stages[stage.name]:,} {word}" + _why(log, stage) for stage, word in _ENDS if stages[stage.name]]
+    told += [f"{living:,} still growing"] if living else []
+    return f"Of these seeds, {enumerate_words(told)}."
+
+
+def _why(log: SavedRun, stage: Stage) -> str:
+    reasons = dict.fromkeys(life.reason for life in log.lives if life.stage == stage.name)
+    return f" ({enumerate_words(reasons, most=2, noun='reason')})" if reasons else ""
+
+
+def _proof(log: SavedRun) -> str:
+    kept = [life for life in log.lives if life.stage == Stage.FOSSILIZED.name and rise_of(life) is not None]
+    if not kept:
+        return ""
+    top = max(kept, key=lambda life: rise_of(life) or 0.0)
+    lower = top.figures.get("lower")
+    bound = "" if lower is None else f" (95% sure: by more than {lower:.3g})"
+    return f"The most valuable is `{top.name}`: without it the held-out loss would rise by {rise_of(top):.3g}{bound}."
+
+
+def rise_of(life: SeedLife) -> float | None:
+    """Rise of the held-out loss without this seed; None if it was not measured."""
+    return life.figures.get("rise")
+
+
+def _size(log: SavedRun) -> str:
+    before, after = parameters_of(log)
+    if before is None or after is None or before == after:
+        return ""
+    return f"The model went from {before:,} to {after:,} parameters ({after / before:.3g} times)."
+
+
+def _result(log: SavedRun) -> str:
+    best = best_of(log, main_metric(log.metrics))
+    if best is None:
+        return ""
+    before = "" if best.before is None else f"; before anything grew it was {best.before:.4g}"
+    return f"The best `{best.metric}` was {best.value:.4g}, at step {best.step:,}{before}."
+
+
+# ------------------------------------------------------------------ words
+def plural(count: int, noun: str) -> str:
+    """A count and its noun.
+
+    Example:
+        >>> plural(1, "seed"), plural(2000, "seed")
+        ('1 seed', '2,000 seeds')
+    """
+    return f"{count:,} {noun}" + ("" if count == 1 else "s")
+
+
+def duration(seconds: float) -> str:
+    """A duration in its two largest units.
+
+    Example:
+        >>> duration(0.4), duration(75), duration(3 * 3600 + 240), duration(200_000)
+        ('0 s', '1 min 15 s', '3 h 4 min', '2 d 7 h')
+    """
+    rest, parts = round(seconds), list[str]()
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min"), (1, "s")):
+        if rest >= size or (unit == "s" and not parts):
+            parts.append(f"{rest // size} {unit}")
+            rest %= size
+        elif parts:
+            break
+    return " ".join(parts[:2])
+
+
+def enumerate_words(words: Iterable[str], *, most: int | None = None, noun: str = "") -> str:
+    """Words as a list in a sentence; beyond ``most`` the rest is counted.
+
+    Example:
+        >>> enumerate_words("abc"), enumerate_words("abcde", most=2, noun="layer")
+        ('a, b and c', 'a, b and 3 more layers')
+    """
+    listed = list(words)
+    if most is not None and len(listed) > most:
+        listed = [*listed[:most], plural(len(listed) - most, f"more {noun}")]
+    return " and ".join([", ".join(listed[:-1]), listed[-1]] if len(listed) > 1 else listed)
+
+
+def _were(count: int) -> str:
+    return f"{count:,} was" if count == 1 else f"{count:,} were" if count else "none was"
