@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from typing_extensions import override
 
 from lightning_morpho.blueprints import blueprint_type
-from lightning_morpho.checks import named_arguments
+from lightning_morpho.checks import check, is_count, is_fraction, named_arguments
 from lightning_morpho.config import (
     AUTO,
     BUDGET,
@@ -34,6 +34,7 @@ from lightning_morpho.config import (
 )
 from lightning_morpho.confirmation import decide_pairs_, review, unconfirmed
 from lightning_morpho.engine import GrowthEngine
+from lightning_morpho.freezing import FrozenHost, hide_free_beds_, show_beds_
 from lightning_morpho.integrations import (
     HeldOutCredit,
     HeldOutSizer,
@@ -50,10 +51,13 @@ from lightning_morpho.integrations import (
     rebuild_averages,
     reshard_,
     stop_patience,
+    tick_steps,
+    total_steps,
 )
 from lightning_morpho.layers import HybridKasminaLayer, clear_taps
 from lightning_morpho.optim import OptimizerLink, adopt_plain_state
 from lightning_morpho.pairs import PairProbe
+from lightning_morpho.presets import with_preset
 from lightning_morpho.rollout import RolloutChange
 from lightning_morpho.surgery import EligibilityReport, hybrid_layers, morph_
 from lightning_morpho.tamiyo import Tamiyo, Uniform
@@ -79,11 +83,17 @@ class MorphoCallback(Callback):
         tamiyo: The controller.
         credit: How a seed's contribution is measured.
         telemetry: What is observed and where it goes.
-        every_n_steps: A decision tick every that many optimizer steps; None: at each epoch's end.
+        every_n_steps: A decision tick every that many optimizer steps; a fraction in (0, 1): that share of the
+            training's steps; None: at each epoch's end.
         loss_fn: ``loss_fn(module, batch) -> Tensor``: held-out loss of one validation batch. None: what
             ``validation_step`` returns, or logs as ``credit.monitor``.
         model_id: Identity of the model in the rollout's cohorts.
         seed: Random seed of new parameters; equal on every rank.
+        freeze_host: Whether the model itself stands still during a fit and only seeds train: no parameter of it moves,
+            norms keep their running statistics; what trained before trains again afterwards. None: false, or what
+            ``preset`` says.
+        preset: Settings that belong together, for the arguments left None: ``"adapt_pretrained"`` adapts a trained
+            model by low-rank seeds, which ``merge_(model)`` folds into its weights.
 
     Raises:
         TypeError: If a section has the wrong type, above all a bare string from Hydra.
@@ -109,11 +119,23 @@ class MorphoCallback(Callback):
         tamiyo: Tamiyo | None = None,
         credit: CreditConfig | None = None,
         telemetry: TelemetryConfig | None = None,
-        every_n_steps: int | None = None,
+        every_n_steps: int | float | None = None,
         loss_fn: LossFunction | None = None,
         model_id: str = "model",
         seed: int = 0,
+        freeze_host: bool | None = None,
+        preset: str | None = None,
     ) -> None:
+        layers, blueprint, lifecycle, tamiyo, credit, every_n_steps, freeze_host = with_preset(
+            preset,
+            layers=layers,
+            blueprint=blueprint,
+            lifecycle=lifecycle,
+            tamiyo=tamiyo,
+            credit=credit,
+            every_n_steps=every_n_steps,
+            freeze_host=freeze_host,
+        )
         self.tamiyo = Uniform() if tamiyo is None else tamiyo
         check_section("tamiyo", self.tamiyo, Tamiyo)
         blueprint = BlueprintConfig() if blueprint is None else blueprint
@@ -136,9 +158,22 @@ class MorphoCallback(Callback):
         check_section("telemetry", self.telemetry, TelemetryConfig)
         if self.config.blueprint.kind != AUTO:
             blueprint_type(self.config.blueprint.kind)
-        if every_n_steps is not None and (isinstance(every_n_steps, bool) or every_n_steps < 1):
-            raise ValueError(f"`every_n_steps` must be at least 1 optimizer step, or None, got {every_n_steps!r}.")
+        check(
+            every_n_steps is None or is_count(every_n_steps) or (is_fraction(every_n_steps) and 0 < every_n_steps < 1),
+            "every_n_steps",
+            "at least 1 optimizer step, a fraction of training in (0, 1), or None",
+            every_n_steps,
+        )
+        check(freeze_host in (None, True, False), "freeze_host", "true, false or None", freeze_host)
+        if freeze_host and (self.config.rollout.flag_file or self.config.rollout.ramp):
+            raise ValueError(
+                "`freeze_host` can't go with `rollout.flag_file` or `rollout.ramp`: with all layers off, nothing would "
+                "be left to train."
+            )
         self.every_n_steps = every_n_steps
+        self.freeze_host = bool(freeze_host)
+        self._host: FrozenHost | None = None
+        self._tick_steps: int | None = None
         self.loss_fn = loss_fn
         self.report: EligibilityReport | None = None
         self.engine: GrowthEngine | None = None
@@ -202,6 +237,9 @@ class MorphoCallback(Callback):
             self.report = morph_(pl_module, self.config, example, rollout=self._rollout)
             self._state = None
             rebuild_averages(trainer, pl_module, stage)
+        if stage == "fit" and hybrid_layers(pl_module):
+            show_beds_(pl_module)
+            self._host = FrozenHost(pl_module) if self.freeze_host else None
         # DDP's reducer fails on parameters that a step does not use; ours are averaged separately.
         beds = [name for name, _ in pl_module.named_parameters() if ".morpho." in f".{name}"]
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(pl_module, beds)
@@ -211,6 +249,8 @@ class MorphoCallback(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Connect layers, optimizers and controller; say what will grow."""
         layers = hybrid_layers(pl_module)
+        hide_free_beds_(pl_module)
+        self._tick_steps = tick_steps(trainer, self.every_n_steps)
         if self.report is not None:
             rank_zero_info(f"MorphoCallback: {self.report.summary()}")
         if not layers:
@@ -264,14 +304,16 @@ class MorphoCallback(Callback):
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Make up for a tick that a resumed run lost.
+        """Grow what is to grow from the start; make up for a tick that a resumed run lost.
 
         Lightning takes an epoch for done if its last batch was the last thing that a checkpoint holds: neither
         its validation nor ``on_train_epoch_end`` comes again.
         """
+        if self.engine is not None:
+            self._begin(trainer)
         if self._ticked_epochs is None:
             self._ticked_epochs = trainer.current_epoch
-        if self.engine is not None and not self.every_n_steps and self._ticked_epochs < trainer.current_epoch:
+        if self.engine is not None and not self._tick_steps and self._ticked_epochs < trainer.current_epoch:
             self._val_loss = None
             self._tick(trainer, pl_module)
             self._ticked_epochs = trainer.current_epoch
@@ -283,6 +325,8 @@ class MorphoCallback(Callback):
             self._rollout.timer.start()
         if isinstance(trainer.strategy, ModelParallelStrategy):
             reshard_(pl_module)
+        if self._host is not None:
+            self._host.hold_statistics()
         if self.engine is None or self._reporter is None:
             return
         self._reporter.open(self._batches)
@@ -304,7 +348,7 @@ class MorphoCallback(Callback):
         """Close the statistics, and tick if ticks go by steps."""
         if self.engine is None or self._reporter is None:
             self._rollout.timer.stop()
-            if self.every_n_steps and trainer.global_step % self.every_n_steps == 0:
+            if self._tick_steps and trainer.global_step % self._tick_steps == 0:
                 self._judge_rollout(trainer)
             return
         if self._probe is not None:
@@ -315,7 +359,7 @@ class MorphoCallback(Callback):
             self._training_loss.add(outputs)
         self._batches += 1
         step = trainer.global_step
-        if self.every_n_steps and step > self.engine.step and step % self.every_n_steps == 0:
+        if self._tick_steps and step > self.engine.step and step % self._tick_steps == 0:
             self._tick(trainer, pl_module)
         elif self._reporter.pending:
             self._reporter.tell()
@@ -329,9 +373,9 @@ class MorphoCallback(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Tick if ticks go by epochs; validation has run, checkpoints are yet to be written."""
         self._ticked_epochs = trainer.current_epoch + 1
-        if self.engine is not None and not self.every_n_steps:
+        if self.engine is not None and not self._tick_steps:
             self._tick(trainer, pl_module)
-        elif self.engine is None and not self.every_n_steps:
+        elif self.engine is None and not self._tick_steps:
             self._judge_rollout(trainer)
 
     @override
@@ -401,6 +445,9 @@ class MorphoCallback(Callback):
         self._close()
 
     def _close(self) -> None:
+        if self._host is not None:
+            self._host.thaw()
+            self._host = None
         if self.engine is None or self._reporter is None:
             return
         self._reporter.close()
@@ -409,17 +456,27 @@ class MorphoCallback(Callback):
         self.engine = self._reporter = self._ticked_epochs = None
 
     # ------------------------------------------------------------------ one tick
+    def _begin(self, trainer: Trainer) -> None:
+        assert self.engine is not None and self._reporter is not None
+        if not self.engine.ticks:
+            self.engine.begin(step=trainer.global_step, total_steps=total_steps(trainer))
+            self._reporter.tell()
+        if self._host is not None and not self.engine.live_parameters:
+            raise ValueError(
+                "`freeze_host` leaves nothing to train: no seed has germinated. Take a policy that begins at the "
+                "start: `tamiyo=Probation()`."
+            )
+
     def _tick(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert self.engine is not None and self._reporter is not None
         reshard_(pl_module)
         self._reporter.collect()
         self._reporter.tell_rollout(self._judge_rollout(trainer), self.engine.ticks)
-        steps = trainer.estimated_stepping_batches
         can_measure = bool(self._has_loss) and trainer.val_dataloaders is not None
         credit = HeldOutCredit(trainer, pl_module, self.engine.layers, self.credit, self.loss_fn)
         self.engine.tick(
             step=trainer.global_step,
-            total_steps=None if math.isinf(steps) else int(steps),
+            total_steps=total_steps(trainer),
             loss=self._val_loss,
             training_loss=self._training_loss.take(trainer),
             stop_patience=stop_patience(trainer),
@@ -432,7 +489,7 @@ class MorphoCallback(Callback):
 
     def _judge_rollout(self, trainer: Trainer) -> RolloutChange | None:
         """Let a ramp move; a run without growth leaves its figures for those with it."""
-        over = trainer.current_epoch + (0 if self.every_n_steps else 1)
+        over = trainer.current_epoch + (0 if self._tick_steps else 1)
         layers = {} if self.engine is None else self.engine.layers
         return self._rollout.judge(trainer, layers, self._val_loss, over)
 
@@ -477,6 +534,8 @@ class MorphoCallback(Callback):
     @override
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Note a checkpoint that was written without growth: its optimizer states know no beds."""
+        if self.engine is None:
+            show_beds_(pl_module)
         weights = checkpoint.get("state_dict")  # a sharded checkpoint has none here
         if weights and checkpoint.get("optimizer_states") and not any(".morpho." in f".{name}" for name in weights):
             self._plain_checkpoint = checkpoint

@@ -103,6 +103,12 @@ class GrowthEngine:
         for layer in self.layers.values():
             layer.morpho.on_transition = None
 
+    def begin(self, *, step: int, total_steps: int | None) -> None:
+        """Before the first training step: what Tamiyo wants to grow from the start."""
+        for decision in self.tamiyo.begin(self.observe(step, total_steps, False)):
+            self._apply(decision)
+        self.optimizers.drop_stale_state()
+
     def tick(
         self,
         *,

@@ -20,7 +20,9 @@ from lightning_morpho.telemetry.plots import plot_growth
 from lightning_morpho.train import SECTIONS, train
 
 CONFIGS = Path(lightning_morpho.__file__).parent / "configs"
-PRESETS = sorted(f"{path.parent.name}/{path.stem}" for path in CONFIGS.glob("morpho/*/*.yaml"))
+PRESETS = sorted(
+    f"{path.parent.name}/{path.stem}" for path in CONFIGS.glob("morpho/*/*.yaml") if path.parent.name != "preset"
+)
 # What a preset changes on purpose; everything else equals the defaults in code.
 CHANGES = {
     "blueprint/mlp": {"kind": "mlp"},
@@ -30,6 +32,9 @@ CHANGES = {
     "blueprint/glu": {"kind": "glu"},
     "blueprint/lowrank": {"kind": "lowrank"},
     "blueprint/affine": {"kind": "affine"},
+    "layers/adapt": {"num_seeds": 1, "beds": 2},
+    "lifecycle/adapt": {"active_ticks": 0, "alpha_step": 1.0},
+    "credit/adapt": {"max_groups": 256, "measurements": 1024},
     "rollout/off": {"enabled": False},
     "rollout/canary": {"percentage": 5.0},
     "rollout/half": {"percentage": 50.0},
@@ -77,10 +82,21 @@ def test_preset_shows_every_key_with_a_comment(preset):
     assert own == [field.name for field in dataclasses.fields(target)]
 
 
+def test_every_key_of_every_file_ends_in_a_comment():
+    for path in CONFIGS.glob("morpho/**/*.yaml"):
+        content, defaults = path.read_text().splitlines(), False
+        for line in content:
+            defaults = line.startswith("defaults:") or (defaults and line.startswith((" ", "#")))
+            opens = line.endswith(":")  # a mapping whose keys follow
+            bare = not line or line.startswith(("#", "_target_"))
+            assert defaults or bare or opens or "  # " in line, f"{path.name}: {line}"
+
+
 def test_default_preset_shows_every_argument_of_the_callback():
     node = OmegaConf.to_container(compose("train").morpho)
     parameters = inspect.signature(MorphoCallback).parameters
-    assert set(node) == {"_target_", *parameters}
+    # `preset` is a group in YAML: it chooses the other sections.
+    assert set(node) == {"_target_", *parameters} - {"preset"}
     plain = {name: value for name, value in node.items() if name not in SECTIONS and name != "_target_"}
     assert plain == {name: parameters[name].default for name in plain}
     assert isinstance(instantiate(compose("train").morpho, _convert_="all"), MorphoCallback)

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lightning_morpho import config
-from lightning_morpho.tamiyo import AllAtStart, AutoSize, Never, Periodic, RandomPlace, Scripted, Uniform
+from lightning_morpho.tamiyo import AllAtStart, AutoSize, Never, Periodic, Probation, RandomPlace, Scripted, Uniform
 
 SECTIONS: tuple[tuple[str, type], ...] = (
     ("morpho.layers", config.LayersConfig),
@@ -28,6 +28,7 @@ SECTIONS: tuple[tuple[str, type], ...] = (
     ("morpho.tamiyo (random)", RandomPlace),
     ("morpho.tamiyo (scripted)", Scripted),
     ("morpho.tamiyo (all_at_start)", AllAtStart),
+    ("morpho.tamiyo (probation)", Probation),
     ("morpho.tamiyo (never)", Never),
     ("morpho.credit", config.CreditConfig),
     ("morpho.telemetry", config.TelemetryConfig),

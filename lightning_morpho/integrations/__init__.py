@@ -3,6 +3,7 @@
 from lightning_morpho.integrations.averaging import align_averages, rebuild_averages
 from lightning_morpho.integrations.compilation import allow_recompilations, is_compiled
 from lightning_morpho.integrations.description import describe_run
+from lightning_morpho.integrations.duration import tick_steps, total_steps
 from lightning_morpho.integrations.ranks import gather_objects
 from lightning_morpho.integrations.reporting import Reporter
 from lightning_morpho.integrations.rollout import TrainerRollout
@@ -30,6 +31,8 @@ __all__ = [
     "allow_recompilations",
     "rebuild_averages",
     "reshard_",
+    "tick_steps",
+    "total_steps",
     "held_out_batches",
     "is_compiled",
     "loss_of",

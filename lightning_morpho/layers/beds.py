@@ -62,6 +62,7 @@ class GrownParameters(nn.Module):
         self.stale = False
         self.paused = False
         self.lent = False
+        self._trained = False
 
     def allocate(self, shapes: Mapping[str, tuple[int, ...]], like: Tensor) -> None:
         """Register zero parameters of these shapes."""
@@ -102,6 +103,15 @@ class GrownParameters(nn.Module):
         self.lent = on and self.free
         if self.free:
             self._set_trainable(self.lent)
+
+    def show(self) -> None:
+        """Look trainable while optimizers are made, that they take it."""
+        self._trained = any(p.requires_grad for p in self.parameters())
+        self.requires_grad_(True)
+
+    def hide(self) -> None:
+        """Look as before :meth:`show`; a free one never trains."""
+        self.requires_grad_(self._trained and not self.free)
 
     def give_back(self) -> None:
         """Become free again."""

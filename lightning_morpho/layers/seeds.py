@@ -276,6 +276,8 @@ class SeedBeds(nn.Module):
             ValueError: For a chunk out of range or named twice.
             LifecycleError: If a seed is not dormant or no bed is free.
         """
+        if self.free_bed() is not None:
+            self.stages.renew()  # where a seed was kept at this tick the next one may grow at once
         wanted = self.check_germination(chunks)
         index = self.free_bed()
         assert index is not None

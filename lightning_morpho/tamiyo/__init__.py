@@ -22,6 +22,7 @@ from lightning_morpho.tamiyo.observation import (
     SeedView,
 )
 from lightning_morpho.tamiyo.periodic import Periodic
+from lightning_morpho.tamiyo.probation import Probation
 from lightning_morpho.tamiyo.random_place import RandomPlace
 from lightning_morpho.tamiyo.uniform import Uniform
 
@@ -43,6 +44,7 @@ __all__ = [
     "Penalize",
     "Periodic",
     "RandomPlace",
+    "Probation",
     "Resize",
     "Resizing",
     "Scripted",

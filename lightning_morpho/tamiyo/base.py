@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 from lightning_morpho.tamiyo.judgement import judge
-from lightning_morpho.tamiyo.observation import Decision, Observation
+from lightning_morpho.tamiyo.observation import Decision, Germinate, Observation
 
 
 class Tamiyo(ABC):
@@ -52,6 +52,10 @@ class Tamiyo(ABC):
     def decide(self, observation: Observation) -> Sequence[Decision]:
         """Decisions of one tick."""
         return [*judge(observation), *self.grow(observation)]
+
+    def begin(self, observation: Observation) -> Sequence[Germinate]:
+        """Germinations before the first training step, when nothing was measured yet; none by default."""
+        return []
 
     @abstractmethod
     def grow(self, observation: Observation) -> Sequence[Decision]:
