@@ -47,6 +47,7 @@ from lightning_morpho.integrations import (
     describe_run,
     gather_objects,
     is_compiled,
+    leave_unwrapped,
     loss_of,
     rebuild_averages,
     reshard_,
@@ -239,7 +240,9 @@ class MorphoCallback(Callback):
             rebuild_averages(trainer, pl_module, stage)
         if stage == "fit" and hybrid_layers(pl_module):
             show_beds_(pl_module)
-            self._host = FrozenHost(pl_module) if self.freeze_host else None
+            if self.freeze_host:
+                self._host = FrozenHost(pl_module)
+                leave_unwrapped(trainer)
         # DDP's reducer fails on parameters that a step does not use; ours are averaged separately.
         beds = [name for name, _ in pl_module.named_parameters() if ".morpho." in f".{name}"]
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(pl_module, beds)

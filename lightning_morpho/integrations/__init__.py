@@ -10,6 +10,7 @@ from lightning_morpho.integrations.rollout import TrainerRollout
 from lightning_morpho.integrations.sharding import reshard_
 from lightning_morpho.integrations.sizing import HeldOutSizer
 from lightning_morpho.integrations.training import TrainingLoss, stop_patience
+from lightning_morpho.integrations.unwrapped import leave_unwrapped
 from lightning_morpho.integrations.validation import (
     HeldOutCredit,
     LossFunction,
@@ -35,6 +36,7 @@ __all__ = [
     "total_steps",
     "held_out_batches",
     "is_compiled",
+    "leave_unwrapped",
     "loss_of",
     "stop_patience",
     "validation_loss",
