@@ -250,6 +250,7 @@ class GrowthEngine:
         share, least = self.optimizers.rate_share(name), seeds.config.warmup.min_rate
         if share >= least or decision.force:
             self._refused.discard(name)
+            seeds.renew()  # where a seed was kept at this tick the next one may grow at once
             seeds.germinate(decision.chunks, reason=decision.reason)
         elif name not in self._refused:
             self._refused.add(name)

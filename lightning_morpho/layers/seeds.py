@@ -276,8 +276,6 @@ class SeedBeds(nn.Module):
             ValueError: For a chunk out of range or named twice.
             LifecycleError: If a seed is not dormant or no bed is free.
         """
-        if self.free_bed() is not None:
-            self.stages.renew()  # where a seed was kept at this tick the next one may grow at once
         wanted = self.check_germination(chunks)
         index = self.free_bed()
         assert index is not None
@@ -351,9 +349,13 @@ class SeedBeds(nn.Module):
         moves = self.stages.advance(lambda chunk: self.bed_at(int(self.state.bed[chunk])).newborn)
         self._release(moves.ended)
         self._keep(moves.kept)
+        self.renew()
+        self.refresh()
+
+    def renew(self) -> None:
+        """Put new dormant seeds where seeds were kept, while there is a bed for them."""
         if self.free_bed() is not None:
             self.stages.renew()
-        self.refresh()
 
     def _release(self, left: Iterable[Tenancy]) -> None:
         for tenancy in left:
