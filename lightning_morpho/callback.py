@@ -332,7 +332,7 @@ class MorphoCallback(Callback):
             self._host.hold_statistics()
         if self.engine is None or self._reporter is None:
             return
-        self._reporter.open(self._batches)
+        self._reporter.sampler.open(self._batches)
         clear_taps(self.engine.layers.values())
         if self._watching:
             self._probe = PairProbe(pl_module)
@@ -340,9 +340,10 @@ class MorphoCallback(Callback):
 
     @override
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        """Average the gradients of live beds over the ranks."""
-        if self.engine is not None:
+        """Average the gradients of live beds over the ranks; look at them once in a while."""
+        if self.engine is not None and self._reporter is not None:
             self.engine.optimizers.settle_gradients(optimizer)
+            self._reporter.sampler.take_gradients(optimizer)
 
     @override
     def on_train_batch_end(
@@ -356,9 +357,9 @@ class MorphoCallback(Callback):
             return
         if self._probe is not None:
             self._settle_pairs(pl_module)
-        self._reporter.close()
+        self._reporter.sampler.close()
         self._rollout.timer.stop()
-        if self._reporter.samples(self._batches):
+        if self._reporter.sampler.due(self._batches):
             self._training_loss.add(outputs)
         self._batches += 1
         step = trainer.global_step
@@ -453,7 +454,7 @@ class MorphoCallback(Callback):
             self._host = None
         if self.engine is None or self._reporter is None:
             return
-        self._reporter.close()
+        self._reporter.sampler.close()
         self._state = self.state_dict()
         self.engine.close()
         self.engine = self._reporter = self._ticked_epochs = None

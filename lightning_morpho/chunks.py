@@ -184,6 +184,17 @@ class ChunkManager:
         means = narrow.mean(-1)
         return means if wide is None else torch.cat([wide.mean(-1), means], dim=-1)
 
+    def reduce_sum(self, x: Tensor) -> Tensor:
+        """Sum of each chunk's features: ``(*, D)`` to ``(*, N)``.
+
+        Example:
+            >>> ChunkManager(5, 2).reduce_sum(torch.arange(5.0))
+            tensor([3., 7.])
+        """
+        wide, narrow = self.split(x)
+        sums = narrow.sum(-1)
+        return sums if wide is None else torch.cat([wide.sum(-1), sums], dim=-1)
+
     def map(self, function: Callable[[int, Tensor], Tensor], x: Tensor) -> Tensor:
         """Apply ``function(chunk index, chunk)`` to each chunk of the last axis and join the results."""
         return self.concat([function(i, chunk) for i, chunk in enumerate(self.split_list(x))])

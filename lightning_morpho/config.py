@@ -259,6 +259,9 @@ class CreditConfig:
         check(is_name(self.monitor), "credit.monitor", "the name of a logged metric", self.monitor)
 
 
+TELEMETRY_LEVELS = ("minimal", "standard", "full")
+
+
 @named_arguments
 @dataclass(frozen=True, kw_only=True)
 class TelemetryConfig:
@@ -271,16 +274,21 @@ class TelemetryConfig:
         events: Whether events are appended to ``morpho_events.jsonl`` and figures to ``morpho_metrics.jsonl`` in
             the run's log directory.
         table: Whether the table of seeds is printed when training ends.
+        level: How much is measured and logged. ``"minimal"``: activations, for the controller, and figures of the
+            run. ``"standard"``: gradients as well, figures of layers, histograms and seed maps; at most 200 series.
+            ``"full"``: correlations and times as well, figures of single seeds; at most 1000 series.
     """
 
     every_n_steps: int = 16
     log: bool = True
     events: bool = True
     table: bool = True
+    level: Literal["minimal", "standard", "full"] = "standard"
 
     def __post_init__(self) -> None:
         check(is_count(self.every_n_steps, 0), "telemetry.every_n_steps", "at least 0 steps", self.every_n_steps)
         check_flags(self, "telemetry", "log", "events", "table")
+        check(self.level in TELEMETRY_LEVELS, "telemetry.level", f"one of {list(TELEMETRY_LEVELS)}", self.level)
 
 
 @named_arguments

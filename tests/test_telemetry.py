@@ -25,12 +25,13 @@ def reference(sample: np.ndarray, chunks: int) -> dict[str, np.ndarray]:
         "mean": np.array([sample.mean(0)[p].mean() for p in parts]),
         "variance": np.array([sample.var(0)[p].mean() for p in parts]),
         "silent": np.array([(sample.max(0)[p] <= 0).mean() for p in parts]),
+        "activation_norm": np.array([np.sqrt((sample[:, p] ** 2).sum(1).mean()) for p in parts]),
     }
 
 
 def check(statistics, expected, **tolerance):
     computed = statistics.compute()
-    assert set(computed) == {"mean", "variance", "silent"}
+    assert set(computed) == {"mean", "variance", "silent", "activation_norm"}
     for name, values in expected.items():
         np.testing.assert_allclose(computed[name].numpy(), values, err_msg=name, **tolerance)
 

@@ -15,9 +15,10 @@ from lightning.pytorch.utilities import rank_zero_info
 from lightning_morpho.config import TelemetryConfig
 from lightning_morpho.engine import GrowthEngine
 from lightning_morpho.integrations.description import describe_model
+from lightning_morpho.integrations.ranks import gather_objects
 from lightning_morpho.layers import HybridKasminaLayer
 from lightning_morpho.rollout import RolloutChange
-from lightning_morpho.telemetry import EVENTS_FILE, ChunkStatistics, Event, Finding, Notice, Refusal, append_event
+from lightning_morpho.telemetry import EVENTS_FILE, Event, Finding, Notice, Refusal, Sampler, append_event
 from lightning_morpho.telemetry.figures import (
     LayerFigures,
     layer_figures,
@@ -40,6 +41,10 @@ class Reporter:
         config: What is observed and where it goes.
         device: Device of the layers.
         sample: Whether activations may be sampled at all.
+
+    Attributes:
+        sampler: Samples the layers.
+        rollbacks: Times that the run or its rollout was set back.
     """
 
     def __init__(
@@ -52,11 +57,15 @@ class Reporter:
         sample: bool,
     ) -> None:
         self.trainer = trainer
-        self.layers = layers
         self._config = config
-        self.every_n_steps = config.every_n_steps
-        sampled = layers if sample and config.every_n_steps else {}
-        self._statistics = {name: ChunkStatistics(layer.chunks).to(device) for name, layer in sampled.items()}
+        self.sampler = Sampler(
+            layers,
+            config.every_n_steps,
+            device,
+            activations=sample,
+            gradients=config.level != "minimal",
+            detailed=config.level == "full",
+        )
         self._events: list[Event | Finding | Notice | Refusal] = []
         log_dir = trainer.log_dir or trainer.default_root_dir
         wanted = config.events and not trainer.fast_dev_run  # type: ignore[attr-defined]
@@ -66,30 +75,10 @@ class Reporter:
         self._began = time.perf_counter()
         self.rollbacks = 0
 
-    # ------------------------------------------------------------------ activations
-    def samples(self, batch: int) -> bool:
-        """Whether this training batch is one that is to be sampled."""
-        return bool(self.every_n_steps) and batch % self.every_n_steps == 0
-
-    def open(self, batch: int) -> None:
-        """Sample the activations of this training batch, if it is one that is to be sampled."""
-        if self._statistics and self.samples(batch):
-            for name, statistics in self._statistics.items():
-                self.layers[name].morpho.observe(statistics.update)
-
-    def close(self) -> None:
-        """Sample no more."""
-        for name in self._statistics:
-            self.layers[name].morpho.observe(None)
-
     def collect(self) -> None:
         """Begin a tick: give the layers the statistics since the last one, over all ranks."""
         self._began = time.perf_counter()
-        for name, statistics in self._statistics.items():
-            if statistics.update_called:
-                values = statistics.compute()
-                self.layers[name].morpho.health = {k: v.reshape(-1).cpu() for k, v in values.items()}
-                statistics.reset()
+        self.sampler.collect(gather_objects)
 
     # ------------------------------------------------------------------ events
     def note(self, event: Event | Finding | Notice | Refusal) -> None:
@@ -158,7 +147,10 @@ class Reporter:
             layers_on: Whether to log how many layers the rollout has turned on.
         """
         records = records_by_layer(engine.records)
-        figures = [layer_figures(layer, records.get(name, {})) for name, layer in engine.layers.items()]
+        figures = [
+            layer_figures(layer, records.get(name, {}), self.sampler.forward_ms.get(name, math.nan))
+            for name, layer in engine.layers.items()
+        ]
         run = run_figures(
             engine.layers,
             figures,

@@ -10,18 +10,23 @@ from lightning_morpho.telemetry.events import (
     append_event,
     read_events,
 )
-from lightning_morpho.telemetry.metrics import ChunkStatistics
+from lightning_morpho.telemetry.metrics import ChunkCorrelation, ChunkGradients, ChunkStatistics, ForwardTime
 from lightning_morpho.telemetry.report import write_report
+from lightning_morpho.telemetry.sampling import Sampler
 from lightning_morpho.telemetry.saved_run import SavedRun, SeedLife, read_run
 from lightning_morpho.telemetry.table import seed_table
 
 __all__ = [
     "EVENTS_FILE",
+    "ChunkCorrelation",
+    "ChunkGradients",
     "ChunkStatistics",
     "Event",
     "Finding",
+    "ForwardTime",
     "Notice",
     "Refusal",
+    "Sampler",
     "SavedRun",
     "SeedLife",
     "SeedRecord",

@@ -145,12 +145,13 @@ def _parameters(seeds: SeedBeds) -> np.ndarray:
     return shares
 
 
-def layer_figures(layer: HybridKasminaLayer, records: Records) -> LayerFigures:
+def layer_figures(layer: HybridKasminaLayer, records: Records, forward_ms: float = math.nan) -> LayerFigures:
     """Figures of one layer.
 
     Args:
         layer: The layer.
         records: What is known of the layer's seeds that left dormancy.
+        forward_ms: Milliseconds of a forward call, NaN if that was not measured.
     """
     seeds = layer.morpho
     figures = seed_figures(seeds, records)
@@ -162,6 +163,7 @@ def layer_figures(layer: HybridKasminaLayer, records: Records) -> LayerFigures:
         "added_parameters": float(seeds.live_parameters),
         "errors": float(figures["errors"].sum()),
         "credit": _sum_known(np.array([credit_of(r)[0] for r in records.values() if r.stage in _IN_PLACE])),
+        "forward_ms": forward_ms,
     }
     sampled = {name: _mean_known(figures[name]) for name in seeds.health}
     return LayerFigures(

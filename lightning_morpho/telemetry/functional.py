@@ -1,4 +1,4 @@
-"""Statistics of activations, as plain functions."""
+"""Statistics of activations and gradients, as plain functions."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lightning_morpho.chunks import ChunkManager
 from lightning_morpho.kernels import triton_problem
 from lightning_morpho.kernels.geometry import layout_of
 
@@ -97,3 +98,91 @@ def add_sample(moments: Moments, columns: Tensor) -> Moments:
 
         return moments._replace(seen=accumulate_(columns, layout, *moments))
     return merge_moments(moments, column_moments(columns.reshape(-1, columns.shape[-1])))
+
+
+class Products(NamedTuple):
+    """What is known of pairs of units in a sample.
+
+    Attributes:
+        seen: Positions, int64, a scalar.
+        mean: Mean of each unit, ``(N, W)``.
+        products: Sums of products of two units' deviations from their means, ``(N, W, W)``.
+    """
+
+    seen: Tensor
+    mean: Tensor
+    products: Tensor
+
+
+def pair_products(units: Tensor) -> Products:
+    """Products of the units of each chunk.
+
+    Args:
+        units: ``(M, N, W)``, at least one position.
+
+    Example:
+        >>> pair_products(torch.tensor([[[1.0, 2.0]], [[3.0, 6.0]]])).products
+        tensor([[[2., 4.],
+                 [4., 8.]]])
+    """
+    mean = units.mean(0)
+    deviation = (units - mean).transpose(0, 1)
+    return Products(torch.tensor(len(units), device=units.device), mean, deviation.mT @ deviation)
+
+
+def merge_products(one: Products, other: Products) -> Products:
+    """Products of two samples together, as :func:`merge_moments` does it."""
+    total = one.seen + other.seen
+    weight = torch.where(total > 0, other.seen / total.clamp(min=1), 0.0).to(one.mean.dtype)
+    shift = other.mean - one.mean
+    between = shift.unsqueeze(-1) * shift.unsqueeze(-2) * (weight * one.seen.to(one.mean.dtype))
+    return Products(total, one.mean + shift * weight, one.products + other.products + between)
+
+
+def mean_correlation(products: Tensor) -> Tensor:
+    r"""Mean size of the correlation of two units of a chunk.
+
+    .. math:: \frac{1}{|P|} \sum_{(i, j) \in P} |r_{ij}|, \quad i \ne j
+
+    Args:
+        products: Sums of products of deviations, ``(N, W, W)``.
+
+    Returns:
+        ``(N,)`` in [0, 1]; NaN where no two units vary.
+
+    Example:
+        >>> mean_correlation(torch.tensor([[[1.0, -2.0], [-2.0, 4.0]]]))
+        tensor([1.])
+    """
+    squares = products.diagonal(dim1=-2, dim2=-1)
+    scale = (squares.unsqueeze(-1) * squares.unsqueeze(-2)).sqrt()
+    pairs = (scale > 0) & ~torch.eye(squares.shape[-1], dtype=torch.bool, device=products.device)
+    correlation = torch.where(pairs, products.abs() / scale, 0.0).clamp(max=1)
+    return correlation.sum((-2, -1)) / pairs.sum((-2, -1))
+
+
+def chunk_squares(gradient: Tensor, chunks: ChunkManager) -> Tensor:
+    """Squared length of each chunk's part of a gradient.
+
+    Args:
+        gradient: ``(D, *)``, features first as in a layer's weight.
+        chunks: Layout of the features.
+
+    Returns:
+        ``(N,)``, float32 at least.
+
+    Example:
+        >>> chunk_squares(torch.tensor([[3.0, 4.0], [1.0, 0.0], [0.0, 1.0]]), ChunkManager(3, 2))
+        tensor([26.,  1.])
+    """
+    parts = []
+    for group in chunks.groups:
+        rows = gradient.narrow(0, group.first_feature, group.size * group.width).reshape(group.size, -1)
+        parts.append(row_squares(rows))
+    return torch.cat(parts)
+
+
+def row_squares(gradient: Tensor) -> Tensor:
+    """Squared length of each entry of the first axis: ``(N, *)`` to ``(N,)``, float32 at least."""
+    dtype = torch.float64 if gradient.dtype == torch.float64 else torch.float32
+    return torch.linalg.vector_norm(gradient.reshape(len(gradient), -1), dim=1, dtype=dtype).square()

@@ -1,0 +1,262 @@
+"""Sampling of the layers while they train: activations, gradients, time. The one source of a layer's statistics."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.optim import Optimizer
+
+from lightning_morpho.layers import HybridKasminaLayer
+from lightning_morpho.telemetry.metrics import ChunkCorrelation, ChunkGradients, ChunkStatistics, ForwardTime
+
+Gather = Callable[[Any], list[Any]]
+"""The same item of all ranks."""
+
+
+class LayerSampler:
+    """The metrics of one layer between two ticks, on its device; no step waits for the device.
+
+    Args:
+        layer: The layer.
+        device: Its device.
+        activations: Whether its output can be looked at: not in a compiled model.
+        gradients: Whether to look at gradients.
+        detailed: Whether to measure correlations and time as well.
+    """
+
+    def __init__(
+        self, layer: HybridKasminaLayer, device: torch.device, *, activations: bool, gradients: bool, detailed: bool
+    ) -> None:
+        self.layer = layer
+        seeds = layer.morpho
+        self.statistics = ChunkStatistics(layer.chunks).to(device) if activations else None
+        self.correlation = ChunkCorrelation(layer.chunks).to(device) if activations and detailed else None
+        self.clock = ForwardClock(layer, device) if activations and detailed else None
+        per_chunk = seeds.blueprint.source == "chunk"
+        self.gradients = ChunkGradients(layer.chunks, len(seeds.beds), per_chunk).to(device) if gradients else None
+
+    def open(self) -> None:
+        """Look at the forward passes from now on."""
+        if self.statistics is not None:
+            self.layer.morpho.observe(self._look)
+        if self.clock is not None:
+            self.clock.open()
+
+    def close(self) -> None:
+        """Look no more."""
+        self.layer.morpho.observe(None)
+        if self.clock is not None:
+            self.clock.close()
+
+    def _look(self, columns: Tensor) -> None:
+        if self.statistics is not None:
+            self.statistics.update(columns)
+        if self.correlation is not None:
+            self.correlation.update(columns)
+
+    def take_gradients(self, held: set[int]) -> None:
+        """Look at the gradients that lie in parameters now.
+
+        Args:
+            held: Identities of the parameters that the present optimizer holds.
+        """
+        seeds = self.layer.morpho
+        if self.gradients is None or seeds.off:
+            return
+        weight = self.layer._parameters.get("weight")  # not of a parametrized layer: it would be computed anew
+        host = _gradient(weight) if weight is not None and id(weight) in held else None
+        beds = {}
+        for index in np.unique(seeds.state.bed[seeds.state.bed >= 0]).tolist():
+            own = seeds.bed_at(index).parameters(recurse=False)
+            found = [g for p in own if id(p) in held and (g := _gradient(p)) is not None]
+            if found:
+                beds[index] = found
+        if host is not None or beds:
+            self.gradients.update(host, beds)
+
+    @property
+    def touched(self) -> tuple[bool, bool]:
+        """Whether there are samples of activations, and of gradients, since the last :meth:`collect`."""
+        return (
+            self.statistics is not None and self.statistics.update_called,
+            self.gradients is not None and self.gradients.update_called,
+        )
+
+    def collect(self, activations: bool, gradients: bool) -> dict[str, Tensor]:
+        """Statistics since the last call, over all ranks; every rank must ask for the same.
+
+        Args:
+            activations: Whether any rank has samples of activations.
+            gradients: Whether any rank has samples of gradients.
+
+        Returns:
+            Values by name, ``(N,)`` each, on the CPU.
+        """
+        found: dict[str, Tensor] = {}
+        if activations and self.statistics is not None:
+            empty = self.statistics.mean.new_empty(0, self.layer.chunks.num_features)
+            self._look(empty)  # so that a rank without samples of its own takes part, too
+            for metric in (self.statistics, self.correlation):
+                if metric is not None:
+                    found |= metric.compute()
+                    metric.reset()
+        if gradients and self.gradients is not None:
+            self.gradients.update(None, {})
+            found |= self._by_seed(self.gradients.compute())
+            self.gradients.reset()
+        return {name: values.reshape(-1).cpu() for name, values in found.items()}
+
+    def _by_seed(self, computed: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Give each seed the gradient of its bed."""
+        bed = torch.from_numpy(self.layer.morpho.state.bed.astype(np.int64))
+        # torchmetrics makes scalars of single values.
+        host = computed["host_gradient"].cpu().reshape(len(bed))
+        beds = computed["bed_gradient"].cpu().reshape(-1, len(bed))
+        own = torch.full_like(host, torch.nan)
+        chunks = (bed >= 0).nonzero().squeeze(1)
+        own[chunks] = beds[bed[chunks], chunks]
+        return {"host_gradient": host, "seed_gradient": own, "gradient_ratio": own / host}
+
+
+def _gradient(parameter: nn.Parameter) -> Tensor | None:
+    """Gradient of a parameter, whole if it is sharded."""
+    gradient = parameter.grad
+    return gradient.full_tensor() if isinstance(gradient, DTensor) else gradient
+
+
+class ForwardClock:
+    """Measures the forward calls of a layer, through hooks that are there only while it is open.
+
+    Args:
+        layer: The layer.
+        device: Its device. On CUDA events are recorded, which are read at the tick.
+    """
+
+    def __init__(self, layer: nn.Module, device: torch.device) -> None:
+        self.layer = layer
+        self.cuda = device.type == "cuda"
+        self.metric = ForwardTime().to(device)
+        self._spans: list[tuple[Any, Any]] = []
+        self._started: list[Any] = []
+        self._handles: list[Any] = []
+
+    def open(self) -> None:
+        """Measure from now on."""
+        if not self._handles:
+            self._handles = [
+                self.layer.register_forward_pre_hook(lambda *_: self._started.append(self._now()), prepend=True),
+                self.layer.register_forward_hook(lambda *_: self._stop()),
+            ]
+
+    def close(self) -> None:
+        """Measure no more."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        self._started.clear()
+
+    def _now(self) -> Any:
+        if not self.cuda:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def _stop(self) -> None:
+        if self._started:
+            self._spans.append((self._started.pop(), self._now()))
+
+    def collect(self) -> float:
+        """Mean milliseconds of a call since the last time, over all ranks; NaN without any."""
+        if self.cuda and self._spans:
+            self._spans[-1][1].synchronize()
+        elapsed = sum(a.elapsed_time(b) if self.cuda else 1e3 * (b - a) for a, b in self._spans)
+        self.metric.update(elapsed, len(self._spans))
+        self._spans.clear()
+        value = float(self.metric.compute())
+        self.metric.reset()
+        return value
+
+
+class Sampler:
+    """Samples all layers once in a while.
+
+    Args:
+        layers: The hybrid layers by name.
+        every_n_steps: Training steps between two samples, 0 for none.
+        device: Device of the layers.
+        activations: Whether outputs can be looked at: not in a compiled model.
+        gradients: Whether to look at gradients.
+        detailed: Whether to measure correlations and time as well.
+
+    Attributes:
+        forward_ms: Mean milliseconds of a forward call by layer, as of the last :meth:`collect`.
+    """
+
+    def __init__(
+        self,
+        layers: Mapping[str, HybridKasminaLayer],
+        every_n_steps: int,
+        device: torch.device,
+        *,
+        activations: bool = True,
+        gradients: bool = True,
+        detailed: bool = False,
+    ) -> None:
+        self.every_n_steps = every_n_steps
+        options = {"activations": activations, "gradients": gradients, "detailed": detailed}
+        wanted = bool(every_n_steps) and (activations or gradients)
+        self.layers = {name: LayerSampler(layer, device, **options) for name, layer in layers.items() if wanted}
+        self.forward_ms: dict[str, float] = {}
+        self._gradients_due = False
+        self._gradients_taken = False
+
+    def due(self, batch: int) -> bool:
+        """Whether this training batch is one that is sampled."""
+        return self.every_n_steps > 0 and batch % self.every_n_steps == 0
+
+    def open(self, batch: int) -> None:
+        """Sample this training batch, and the optimizer's next step, if it is one that is to be sampled."""
+        if self.layers and self.due(batch):
+            self._gradients_due = True
+            for layer in self.layers.values():
+                layer.open()
+
+    def close(self) -> None:
+        """The batch is over."""
+        if self._gradients_taken:
+            self._gradients_due = self._gradients_taken = False
+        for layer in self.layers.values():
+            layer.close()
+
+    def take_gradients(self, optimizer: Optimizer) -> None:
+        """Sample the gradients of an optimizer's parameters, right before its step, if it is time to."""
+        if not self._gradients_due:
+            return
+        self._gradients_taken = True
+        held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        for layer in self.layers.values():
+            layer.take_gradients(held)
+
+    def collect(self, gather: Gather = lambda item: [item]) -> None:
+        """Put the statistics since the last time into ``layer.morpho.health``; on every rank, at a tick.
+
+        What was sampled on no rank keeps its last value there.
+
+        Args:
+            gather: Gives the same item of all ranks.
+        """
+        ranks = gather({name: layer.touched for name, layer in self.layers.items()})
+        for name, layer in self.layers.items():
+            activations, gradients = (any(rank[name][kind] for rank in ranks) for kind in (0, 1))
+            found = layer.collect(activations, gradients)
+            if found:
+                layer.layer.morpho.health = layer.layer.morpho.health | found
+            if activations and layer.clock is not None:
+                self.forward_ms[name] = layer.clock.collect()
