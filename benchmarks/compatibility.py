@@ -31,6 +31,7 @@ from lightning_morpho import (
     TelemetryConfig,
     Uniform,
     WarmupConfig,
+    export,
     hybrid_layers,
     load_grown_,
     morph_,
@@ -97,6 +98,22 @@ def check_mlp(make: Callable[[], Task], root: Path) -> None:
     fit(make, root, growing(blueprint=BlueprintConfig(kind="mlp")), max_epochs=2)
 
 
+def check_adapted(make: Callable[[], Task], root: Path) -> None:
+    """A frozen host is adapted, stands still, and leaves as a plain model with equal outputs."""
+    silent = TelemetryConfig(table=False, events=False)
+    callback = MorphoCallback(preset="adapt_pretrained", warmup=WarmupConfig(steps=1, min_steps=1), telemetry=silent)
+    module = fit(make, root, callback).eval()
+    L.seed_everything(0, verbose=False)
+    host = make().state_dict()
+    state = module.state_dict()
+    assert all(torch.equal(state[name], value) for name, value in host.items()), "the host moved"
+    batch = next(iter(data()["val_dataloaders"]))
+    with torch.no_grad():
+        expected = module.step_loss(batch)
+        module.net = export(module.net)
+        assert torch.allclose(module.step_loss(batch), expected, atol=1e-5), "outputs differ"
+
+
 def check_dormant(make: Callable[[], Task], root: Path) -> None:
     """With all seeds dormant, training is bit-equal to training without the callback."""
     silent = TelemetryConfig(table=False, events=False)
@@ -156,6 +173,7 @@ FEATURES: dict[str, Check] = {
     "grows": check_grows,
     "`neurons`": check_neurons,
     "`mlp`": check_mlp,
+    "trained host adapted, merged": check_adapted,
     "dormant is bit-equal": check_dormant,
     "resumes bit-equal": check_resume,
     "bf16-mixed": check_bf16,

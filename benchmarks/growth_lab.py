@@ -96,7 +96,13 @@ def best(arm: dict[str, list[dict[str, float]]]) -> tuple[str, list[dict[str, fl
 
 def write(name: str, results: dict[str, Any], start: float) -> None:
     """Write a result with all that is needed to repeat it."""
-    context = {
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{name}.json").write_text(json.dumps(context(start) | results, indent=1) + "\n", encoding="utf-8")
+
+
+def context(start: float) -> dict[str, Any]:
+    """Command, versions and time of a result."""
+    return {
         "command": " ".join(["python", *(Path(a).name if "/" in a else a for a in sys.argv)]),
         "versions": {
             "lightning_morpho": __version__,
@@ -105,5 +111,3 @@ def write(name: str, results: dict[str, Any], start: float) -> None:
         },
         "seconds": round(time.perf_counter() - start),
     }
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{name}.json").write_text(json.dumps(context | results, indent=1) + "\n", encoding="utf-8")

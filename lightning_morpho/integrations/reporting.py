@@ -113,8 +113,8 @@ class Reporter:
             t = event.transition
             key = (t.layer, f"{t.source.name} -> {t.target.name} ({t.reason})")
             together[key] = together.get(key, 0) + 1
-        for (layer, what), count in together.items():
-            self._say(f"{layer}: {'1 seed' if count == 1 else f'{count} seeds'} {what}")
+        for line in event_lines(together):
+            self._say(line)
         self._events.clear()
 
     def tell_rollout(self, change: RolloutChange | None, tick: int) -> None:
@@ -192,3 +192,29 @@ def _series(figures: list[LayerFigures], run: Mapping[str, float], layers_on: bo
         if layer.on:
             values |= {f"morpho/{layer.name}/{name}": value for name, value in layer.values.items()}
     return {name: value for name, value in values.items() if not math.isnan(value)}
+
+
+def event_lines(counts: Mapping[tuple[str, str], int], most: int = 8) -> list[str]:
+    """One line a layer for what happened to its seeds; one line for all layers where it happened to many.
+
+    Args:
+        counts: Seeds, by layer and by what happened.
+        most: Most layers that get a line each.
+
+    Example:
+        >>> event_lines({("net.0", "DORMANT -> LOADING"): 2, ("net.2", "DORMANT -> LOADING"): 1})
+        ['net.0: 2 seeds DORMANT -> LOADING', 'net.2: 1 seed DORMANT -> LOADING']
+        >>> event_lines({(f"net.{i}", "ACTIVE -> CULLED"): 1 for i in range(37)})
+        ['37 layers, net.0 ... net.36: 37 seeds ACTIVE -> CULLED']
+    """
+    layers: dict[str, list[str]] = {}
+    for layer, what in counts:
+        layers.setdefault(what, []).append(layer)
+    lines = []
+    for what, names in layers.items():
+        groups = [names] if len(names) > most else [[name] for name in names]
+        for group in groups:
+            seeds = sum(counts[name, what] for name in group)
+            title = f"{len(group)} layers, {group[0]} ... {group[-1]}" if len(group) > 1 else group[0]
+            lines.append(f"{title}: {'1 seed' if seeds == 1 else f'{seeds} seeds'} {what}")
+    return lines

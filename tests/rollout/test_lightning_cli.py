@@ -58,6 +58,16 @@ def test_overrides_on_the_command_line(tmp_path: Path) -> None:
     assert isinstance(callback.tamiyo, Periodic) and callback.tamiyo.every == 7
 
 
+def test_preset_by_name(tmp_path: Path) -> None:
+    callback = callback_of(
+        tmp_path,
+        "--trainer.callbacks+=lightning_morpho.MorphoCallback",
+        "--trainer.callbacks.preset=adapt_pretrained",
+        "--trainer.callbacks.rollout.percentage=25",
+    )
+    assert callback.freeze_host and callback.config.blueprint.kind == "lowrank"
+
+
 CONFIG = """
 trainer:
   callbacks:
