@@ -18,6 +18,7 @@ from torch import Tensor
 from lightning_morpho.kernels.active import ActiveSet
 from lightning_morpho.kernels.geometry import ChunkMLPs, Layout, layout_of
 from lightning_morpho.kernels.launch import Launcher
+from lightning_morpho.kernels.triton_direct import direct_backward_kernel, direct_forward_kernel
 from lightning_morpho.kernels.triton_mlp import backward_kernel, finish_kernel, forward_kernel
 
 SPARSE_BELOW = 0.6
@@ -27,6 +28,7 @@ WRITES_ALL = True
 
 
 _FORWARD, _BACKWARD, _FINISH = Launcher(forward_kernel), Launcher(backward_kernel), Launcher(finish_kernel)
+_DIRECT_FORWARD, _DIRECT_BACKWARD = Launcher(direct_forward_kernel), Launcher(direct_backward_kernel)
 
 
 class _Launch(NamedTuple):
@@ -41,6 +43,11 @@ class _Launch(NamedTuple):
 FORWARD = {32: _Launch(64, 4, 3, 1056), 64: _Launch(64, 4, 3, 1056)}
 BACKWARD = {32: _Launch(64, 4, 3, 528), 64: _Launch(128, 8, 2, 528)}
 """The best found on an H200, by the columns of a tile."""
+
+DIRECT_WIDTH = 4
+"""Widest chunk, half the most hidden units, that is computed without the matrix units where features lie apart."""
+DIRECT_BLOCK = 2048
+"""Activations that a program of these kernels handles at a time."""
 
 
 class _Tiling(NamedTuple):
@@ -72,50 +79,40 @@ class _Tiling(NamedTuple):
     splits: int
     split_rows: int
 
-    @property
-    def all_tiles(self) -> int:
-        """Tiles of both widths."""
-        return sum(self.tiles)
 
-    def partials(self, hidden: int) -> tuple[int, int]:
-        """Partial gradients of wide chunks, and of narrow ones."""
-        wide, narrow = (self.splits * n * hidden * (2 * w + 1) for n, w in zip(self.counts, self.widths, strict=True))
-        return wide, narrow
+def _groups(
+    networks: ChunkMLPs, active: ActiveSet, sparse: bool
+) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
+    """Widths, computed chunks, and first feature and chunk of the narrow ones; see :class:`_Tiling`."""
+    wide, *narrow = networks.chunks.groups
+    counts = [len(rows) if sparse else g.size for g, rows in zip(networks.chunks.groups, active.rows, strict=True)]
+    if not narrow:
+        return (wide.width, 0), (counts[0], 0), (0, networks.chunks.num_chunks)
+    return (wide.width, narrow[0].width), (counts[0], counts[1]), (narrow[0].first_feature, narrow[0].first_chunk)
 
 
 def _tiling(
     networks: ChunkMLPs, active: ActiveSet, positions: int, sparse: bool, launches: dict[int, _Launch], partial: bool
 ) -> _Tiling:
-    groups, hidden = networks.chunks.groups, networks.hidden
+    hidden, (widths, counts, boundary) = networks.hidden, _groups(networks, active, sparse)
     most_columns = 32 if networks.chunks.max_width <= 32 and hidden <= 64 else 64
     launch = launches[most_columns]
-    widths = [group.width for group in groups]
-    counts = [len(rows) if sparse else group.size for group, rows in zip(groups, active.rows, strict=True)]
-    packs = [max(1, min(most_columns // width, 2 * most_columns // hidden)) for width in widths]
-    tiles = [triton.cdiv(count, pack) for count, pack in zip(counts, packs, strict=True)]
-    columns = max(16, triton.next_power_of_2(max(p * w for p, w in zip(packs, widths, strict=True))))
-    units = max(16, triton.next_power_of_2(max(packs) * hidden))
+    wide, narrow = (max(1, min(most_columns // max(1, width), 2 * most_columns // hidden)) for width in widths)
+    tiles = triton.cdiv(counts[0], wide), triton.cdiv(counts[1], narrow)
+    columns = max(16, triton.next_power_of_2(max(wide * widths[0], narrow * widths[1])))
+    units = max(16, triton.next_power_of_2(hidden * (max(wide, narrow) if widths[1] else wide)))
     block = min(launch.block, max(16, triton.next_power_of_2(positions)))
     steps = triton.cdiv(positions, block)
     splits = max(1, launch.programs // max(1, sum(tiles)))
-    if partial:
-        splits = min(splits, _most_splits(positions, columns, counts, hidden, widths))
+    if partial:  # each is written and read: they shall weigh little against the activations
+        splits = min(
+            splits, max(128, min(512, positions * columns // max(1, 2 * sum(_partials(1, counts, widths, hidden)))))
+        )
     each = triton.cdiv(steps, min(steps, splits))
-    boundary = groups[1] if len(groups) == 2 else (networks.chunks.num_chunks, 0, 0)
     return _Tiling(
-        _pair(widths), _pair(counts), _pair(packs), _pair(tiles), columns, units, (boundary[2], boundary[0]),
-        launch, block, triton.cdiv(steps, each), each * block,
+        widths, counts, (wide, narrow), tiles, columns, units, boundary, launch, block, triton.cdiv(steps, each),
+        each * block,
     )  # fmt: skip
-
-
-def _pair(values: list[int]) -> tuple[int, int]:
-    return values[0], values[1] if len(values) == 2 else 0
-
-
-def _most_splits(positions: int, columns: int, counts: list[int], hidden: int, widths: list[int]) -> int:
-    """Splits whose partial gradients still weigh little against the activations: each is written and read."""
-    a_split = sum(count * hidden * (2 * width + 1) for count, width in zip(counts, widths, strict=True))
-    return max(128, min(512, positions * columns // max(1, 2 * a_split)))
 
 
 def probe() -> None:
@@ -130,17 +127,84 @@ def _precision(dtype: torch.dtype) -> str:
     return "tf32" if torch.backends.cuda.matmul.allow_tf32 else "tf32x3"
 
 
-def _geometry(t: _Tiling, layout: Layout) -> tuple[int, ...]:
-    """The numbers that both kernels take first."""
-    return (layout.positions, t.split_rows, *layout[1:], t.all_tiles, t.tiles[0], *t.counts, *t.boundary)
+class _Start(NamedTuple):
+    """All that a launch needs besides its tensors.
+
+    Attributes:
+        kernel: What to start.
+        grid: Programs along two axes; none if a zero is among them.
+        numbers: Its arguments after the tensors.
+        warps: Warps of a program.
+        stages: Depth of the software pipeline.
+        kept: Shape of what the forward pass keeps.
+        partials: Partial gradients of wide chunks, and of narrow ones.
+        splits: How many of them add up to a gradient.
+    """
+
+    kernel: Launcher
+    grid: tuple[int, int]
+    numbers: tuple[Any, ...]
+    warps: int
+    stages: int
+    kept: tuple[int, ...]
+    partials: tuple[int, int]
+    splits: int
 
 
-def _constants(t: _Tiling, networks: ChunkMLPs, layout: Layout, sparse: bool) -> tuple[Any, ...]:
-    """The compile-time numbers that both kernels share."""
-    return (
+class _Flags(NamedTuple):
+    """What else a launch depends on; ``own`` are the kernel's own switches."""
+
+    layout: Layout
+    dtype: torch.dtype
+    sparse: bool
+    own: tuple[bool, ...]
+    precision: str
+
+
+def _plan(networks: ChunkMLPs, active: ActiveSet, flags: _Flags, *, backward: bool) -> _Start:
+    """How to start a kernel, worked out once for each active set and kind of call."""
+    direct = networks.chunks.max_width <= DIRECT_WIDTH and networks.hidden <= 2 * DIRECT_WIDTH
+    if direct and flags.layout.feature_stride != 1:
+        return _plan_direct(networks, active, flags, backward=backward)
+    return _plan_tiles(networks, active, flags, backward=backward)
+
+
+def _plan_tiles(networks: ChunkMLPs, active: ActiveSet, flags: _Flags, *, backward: bool) -> _Start:
+    positions = flags.layout.positions
+    t = _tiling(networks, active, positions, flags.sparse, BACKWARD if backward else FORWARD, partial=backward)
+    partials = _partials(t.splits, t.counts, t.widths, networks.hidden)
+    numbers = (
+        positions, t.split_rows, *flags.layout[1:], sum(t.tiles), t.tiles[0], *t.counts, *t.boundary,
+        *((partials[0],) if backward else ()),
         networks.chunks.max_width, *t.widths, networks.hidden, *t.packs, t.columns, t.units, t.block,
-        networks.activation, layout.inner == layout.positions, sparse,
+        networks.activation, flags.layout.inner == positions, flags.sparse, *flags.own, flags.precision,
     )  # fmt: skip
+    return _Start(
+        _BACKWARD if backward else _FORWARD, (sum(t.tiles) * t.splits, 1), numbers, t.launch.warps, t.launch.stages,
+        (sum(t.tiles), positions, t.columns), partials, t.splits,
+    )  # fmt: skip
+
+
+def _plan_direct(networks: ChunkMLPs, active: ActiveSet, flags: _Flags, *, backward: bool) -> _Start:
+    positions, hidden = flags.layout.positions, networks.hidden
+    widths, counts, boundary = _groups(networks, active, flags.sparse)
+    columns = triton.next_power_of_2(networks.chunks.max_width)
+    block = min(DIRECT_BLOCK // columns, max(32, triton.next_power_of_2(positions)))
+    splits = triton.cdiv(positions, block)
+    partials = _partials(splits, counts, widths, hidden)
+    numbers = (
+        positions, *flags.layout[1:], counts[0], *boundary, *((counts[1], partials[0]) if backward else ()),
+        networks.chunks.max_width, *widths, hidden, columns, block, networks.activation,
+        flags.layout.inner == positions, flags.sparse, *flags.own,
+    )  # fmt: skip
+    kernel = _DIRECT_BACKWARD if backward else _DIRECT_FORWARD
+    return _Start(kernel, (sum(counts), splits), numbers, 4, 3, (sum(counts), columns, positions), partials, splits)
+
+
+def _partials(splits: int, counts: tuple[int, int], widths: tuple[int, int], hidden: int) -> tuple[int, int]:
+    """Elements of the partial gradients of wide chunks, and of narrow ones."""
+    wide, narrow = (splits * n * hidden * (2 * w + 1) for n, w in zip(counts, widths, strict=True))
+    return wide, narrow
 
 
 def forward_(
@@ -157,32 +221,21 @@ def forward_(
     """Write ``base`` plus what the seeds of one bed give for ``source`` to ``out``.
 
     Arguments as for :func:`lightning_morpho.kernels.batched.forward_`; ``source``, ``base`` and ``out`` lie in
-    memory alike. What it keeps has the shape ``(tiles, M, columns)``.
+    memory alike. What it keeps is one tensor, for :func:`backward_` alone.
     """
     layout = layout_of(networks.columns(source))
     assert layout is not None
-    key = (layout, source.dtype, sparse, keep, base is out, base is source, torch.backends.cuda.matmul.allow_tf32)
-    prepared = active.launches.get(key)
-    if prepared is None:
-        t = _tiling(networks, active, layout.positions, sparse, FORWARD, partial=False)
-        flags = (base is out, keep, base is source, _precision(source.dtype))
-        numbers = (*_geometry(t, layout), *_constants(t, networks, layout, sparse), *flags)
-        prepared = t, numbers
-        active.remember(key, prepared)
-    t, numbers = prepared
-    kept = [source.new_empty((t.all_tiles, layout.positions, t.columns))] if keep else []
-    if t.all_tiles:
+    flags = _Flags(layout, source.dtype, sparse, (base is out, keep, base is source), _precision(source.dtype))
+    start = active.launches.get(flags)
+    if start is None:
+        start = _plan(networks, active, flags, backward=False)
+        active.remember(flags, start)
+    kept = [source.new_empty(start.kept)] if keep else []
+    if start.grid[0]:
         tensors = (
-            source,
-            base,
-            out,
-            kept[0] if keep else source,
-            *weights,
-            active.rows[0],
-            active.rows[-1],
-            active.alpha,
-        )
-        _FORWARD((t.all_tiles * t.splits, 1), tensors, numbers, t.launch.warps, t.launch.stages)
+            source, base, out, kept[0] if keep else source, *weights, active.rows[0], active.rows[-1], active.alpha,
+        )  # fmt: skip
+        start.kernel(start.grid, tensors, start.numbers, start.warps, start.stages)
     return kept
 
 
@@ -205,26 +258,21 @@ def backward_(
     """
     layout = layout_of(networks.columns(grad))
     assert layout is not None
-    kept = isinstance(source, list)
-    flags = (kept, base is grad, out is not None, needs_weights)
-    key = (layout, grad.dtype, sparse, flags, torch.backends.cuda.matmul.allow_tf32)
-    prepared = active.launches.get(key)
+    own = (isinstance(source, list), base is grad, out is not None, needs_weights)
+    flags = _Flags(layout, grad.dtype, sparse, own, _precision(grad.dtype))
+    prepared = active.launches.get(flags)
     if prepared is None:
-        t = _tiling(networks, active, layout.positions, sparse, BACKWARD, partial=True)
-        partial1 = t.partials(networks.hidden)[0]
-        constants = _constants(t, networks, layout, sparse)
-        numbers = (*_geometry(t, layout), partial1, *constants, *flags, _precision(grad.dtype))
-        prepared = t, numbers, _finish_launch(networks, t, partial1, sparse)
-        active.remember(key, prepared)
-    t, numbers, (finish_programs, finish_numbers) = prepared
-    size = sum(t.partials(networks.hidden)) if needs_weights else 1
-    partial = torch.empty(size, dtype=torch.float32, device=grad.device)
-    if t.all_tiles:
+        start = _plan(networks, active, flags, backward=True)
+        prepared = start, _finish_launch(networks, active, start, sparse)
+        active.remember(flags, prepared)
+    start, (finish_programs, finish_numbers) = prepared
+    partial = torch.empty(sum(start.partials) if needs_weights else 1, dtype=torch.float32, device=grad.device)
+    if start.grid[0]:
         tensors = (
             source[0] if isinstance(source, list) else source, grad, base, grad if out is None else out,
             partial, *weights, active.rows[0], active.rows[-1], active.alpha,
         )  # fmt: skip
-        _BACKWARD((t.all_tiles * t.splits, 1), tensors, numbers, t.launch.warps, t.launch.stages)
+        start.kernel(start.grid, tensors, start.numbers, start.warps, start.stages)
     if not needs_weights:
         return None
     grads = [torch.empty_like(w) for w in weights]
@@ -232,14 +280,15 @@ def backward_(
     return grads
 
 
-def _finish_launch(networks: ChunkMLPs, t: _Tiling, partial1: int, sparse: bool) -> tuple[int, tuple[Any, ...]]:
+def _finish_launch(networks: ChunkMLPs, active: ActiveSet, start: _Start, sparse: bool) -> tuple[int, tuple[Any, ...]]:
     """Programs and numbers of the kernel that adds up the partial gradients."""
     chunks = networks.chunks
-    splits = t.splits if t.all_tiles else 0
+    widths, counts, boundary = _groups(networks, active, sparse)
+    splits = start.splits if start.grid[0] else 0
     block = 128 if splits <= 16 else 32
     elements = chunks.num_chunks * networks.hidden * (2 * chunks.max_width + 1)
     numbers = (
-        chunks.num_chunks, splits, *t.counts, t.boundary[1], partial1, chunks.max_width, *t.widths, networks.hidden,
-        sparse, block, min(16 if block == 128 else 128, triton.next_power_of_2(max(1, splits))),
+        chunks.num_chunks, splits, *counts, boundary[1], start.partials[0], chunks.max_width, *widths,
+        networks.hidden, sparse, block, min(16 if block == 128 else 128, triton.next_power_of_2(max(1, splits))),
     )  # fmt: skip
     return triton.cdiv(elements, block), numbers
