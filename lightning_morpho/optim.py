@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import zip_longest
 from typing import Any
 
@@ -182,16 +182,28 @@ class OptimizerLink:
             if bed.lent:
                 for parameter in bed.parameters():
                     parameter.grad = None
-        if not (dist.is_available() and dist.is_initialized()):
-            return
-        for bed in beds:
-            for parameter in bed.parameters():
-                # FSDP2 averages its own gradients; those of a layer that is off must stay None.
-                if parameter.requires_grad and not (bed.paused or bed.lent) and not isinstance(parameter, DTensor):
-                    if parameter.grad is None:
-                        parameter.grad = torch.zeros_like(parameter)
-                    dist.all_reduce(parameter.grad)
-                    parameter.grad /= dist.get_world_size()
+        if dist.is_available() and dist.is_initialized():
+            # FSDP2 averages its own gradients; those of a layer that is off must stay None.
+            _average_over_ranks(
+                p
+                for bed in beds
+                if not (bed.paused or bed.lent)
+                for p in bed.parameters()
+                if p.requires_grad and not isinstance(p, DTensor)
+            )
+
+
+def _average_over_ranks(parameters: Iterable[Tensor]) -> None:
+    """Make each gradient its mean over all ranks: one transfer for all of a dtype, however many there are."""
+    together: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
+    for parameter in parameters:
+        together.setdefault((parameter.dtype, parameter.device), []).append(parameter)
+    for group in together.values():
+        flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).reshape(-1) for p in group])
+        dist.all_reduce(flat)
+        flat /= dist.get_world_size()
+        for parameter, mean in zip(group, flat.split([p.numel() for p in group]), strict=True):
+            parameter.grad = mean.view_as(parameter)
 
 
 def adopt_plain_state(saved: dict[str, Any], optimizer: Optimizer, layers: Mapping[str, HybridKasminaLayer]) -> None:
