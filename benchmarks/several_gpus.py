@@ -1,0 +1,388 @@
+"""Growth over several processes: replicas and shards after random events, resuming, throughput, time of a tick.
+
+``python -m benchmarks.several_gpus --ranks 1 2 4`` starts torchrun for each number of processes; on a machine
+without GPUs they are CPU processes over gloo. Each process checks itself and fails the command if it must.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import random
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+import torch.distributed as dist
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
+
+from benchmarks.architectures import Residual, Task, _block
+from benchmarks.harness import machine
+from lightning_morpho import (
+    BlueprintConfig,
+    BudgetConfig,
+    LayersConfig,
+    LifecycleConfig,
+    MorphoCallback,
+    Never,
+    Observation,
+    Stage,
+    Tamiyo,
+    TelemetryConfig,
+    WarmupConfig,
+    hybrid_layers,
+    optim,
+)
+from lightning_morpho.integrations import reshard_
+from lightning_morpho.tamiyo import Cull, Decision, Germinate, Keep
+
+STRATEGIES = ("ddp", "ddp_static_graph", "ddp_bf16", "ddp_compiled", "fsdp2")
+EVENTS = 50
+"""Random germinations, culls and fossilizations of each run."""
+
+
+class RandomEvents(Tamiyo):
+    """Germinates, keeps and culls at random: the tick alone decides, so every rank draws the same."""
+
+    def grow(self, observation: Observation) -> list[Germinate]:
+        return []
+
+    def decide(self, observation: Observation) -> list[Decision]:
+        draw = random.Random(observation.tick)
+        decisions: list[Decision] = []
+        for layer in observation.layers:
+            for seed in layer.seeds:
+                if seed.stage is Stage.ACTIVE and not seed.fading and draw.random() < 0.4:
+                    kind = Keep if draw.random() < 0.05 else Cull
+                    decisions.append(kind(seed=(layer.name, seed.chunk), reason="drawn"))
+            if layer.dormant and layer.free_beds and draw.random() < 0.5:
+                some = draw.sample(layer.dormant, draw.randint(1, min(4, len(layer.dormant))))
+                decisions.append(Germinate(layer=layer.name, chunks=tuple(some), reason="drawn", force=True))
+        return decisions
+
+
+class AllAtOnce(Tamiyo):
+    """Every seed of every layer at the first tick."""
+
+    def grow(self, observation: Observation) -> list[Germinate]:
+        return [
+            Germinate(layer=layer.name, reason="all at once", force=True)
+            for layer in observation.layers
+            if layer.free_beds and layer.dormant
+        ]
+
+
+# ---------------------------------------------------------------- hosts and data
+def gpt(width: int, depth: int) -> nn.Module:
+    blocks = [module for _ in range(depth) for module in _block(width, causal=True)]
+    return nn.Sequential(nn.Embedding(256, width), *blocks, nn.LayerNorm(width), nn.Linear(width, 256))
+
+
+def resnet(width: int, depth: int) -> nn.Module:
+    def conv() -> nn.Conv2d:
+        return nn.Conv2d(width, width, 3, padding=1)
+
+    blocks = [Residual(conv(), nn.BatchNorm2d(width), nn.ReLU(), conv(), nn.BatchNorm2d(width)) for _ in range(depth)]
+    head = (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 10))
+    return nn.Sequential(nn.Conv2d(3, width, 3, padding=1), *blocks, nn.ReLU(), *head)
+
+
+def next_byte_loss(logits: Tensor, tokens: Tensor) -> Tensor:
+    return F.cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
+
+
+class Host(Task):
+    """A host that shards itself where the strategy asks for it."""
+
+    def configure_model(self) -> None:
+        mesh = self.device_mesh
+        if mesh is not None and not isinstance(self.net, FSDPModule):
+            for block in self.net:
+                if isinstance(block, Residual):
+                    fully_shard(block, mesh=mesh["data_parallel"])
+            fully_shard(self.net, mesh=mesh["data_parallel"])
+
+
+def host_and_data(name: str, quick: bool, rank: int) -> tuple[Host, TensorDataset, int]:
+    """A host, this rank's data, and its batch size."""
+    g = torch.Generator().manual_seed(rank)
+    if name == "gpt":
+        net = gpt(32, 1) if quick else gpt(512, 6)
+        tokens = torch.randint(256, (64, 16) if quick else (512, 256), generator=g)
+        return Host(net, next_byte_loss), TensorDataset(tokens, tokens), 4 if quick else 16
+    net = resnet(8, 1) if quick else resnet(128, 4)
+    images = torch.randn((64, 3, 8, 8) if quick else (1024, 3, 32, 32), generator=g)
+    return Host(net, F.cross_entropy), TensorDataset(images, images[:, 0, 0, :10].argmax(1)), 4 if quick else 64
+
+
+def strategy_of(name: str, ranks: int) -> tuple[Strategy, dict[str, Any]]:
+    if name == "fsdp2":
+        return ModelParallelStrategy(data_parallel_size=ranks, tensor_parallel_size=1), {}
+    options = {"precision": "bf16-mixed"} if name == "ddp_bf16" else {}
+    return DDPStrategy(static_graph=name == "ddp_static_graph"), options
+
+
+# ---------------------------------------------------------------- what is looked at
+def whole(parameter: Tensor) -> Tensor:
+    """The full tensor, of shards too; every rank must ask."""
+    value = parameter.detach()
+    return value.full_tensor() if isinstance(value, DTensor) else value
+
+
+def digest(model: nn.Module) -> str:
+    """One string for all weights, bit for bit."""
+    reshard_(model)
+    hashed = hashlib.sha256()
+    for name, parameter in sorted(model.named_parameters(), key=lambda item: item[0].replace("_orig_mod.", "")):
+        hashed.update(name.replace("_orig_mod.", "").encode())
+        hashed.update(whole(parameter).float().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return hashed.hexdigest()
+
+
+class Equal(L.Callback):
+    """Fails the run if the ranks' weights differ after a batch that had a tick."""
+
+    def __init__(self, growth: MorphoCallback, save_at: int | None = None, path: Path | None = None) -> None:
+        self.growth, self.save_at, self.path = growth, save_at, path
+        self.ticks = 0
+        self.digests: dict[int, str] = {}
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        assert self.growth.engine is not None
+        if self.growth.engine.ticks == self.ticks:
+            return
+        self.ticks = self.growth.engine.ticks
+        own = digest(pl_module)
+        everyone: list[Any] = [None] * trainer.world_size
+        dist.all_gather_object(everyone, own)
+        if set(everyone) != {own}:
+            raise RuntimeError(f"The ranks' weights differ after tick {self.ticks}: {everyone}.")
+        self.digests[self.ticks] = own
+        if self.ticks == self.save_at and self.path is not None:
+            trainer.save_checkpoint(self.path)
+
+
+class Clock(L.Callback):
+    """Seconds of each training step, the device's work included."""
+
+    def __init__(self, skip: int) -> None:
+        self.skip = skip
+        self.times: list[float] = []
+        self._began = 0.0
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        synchronize()
+        self._began = time.perf_counter()
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        synchronize()
+        self.times.append(time.perf_counter() - self._began)
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.times[self.skip :])
+
+
+def synchronize() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+class CountedReduce:
+    """Counts the bytes that growth itself reduces over the ranks: what DDP's reducer and Lightning send is theirs."""
+
+    def __init__(self) -> None:
+        self.bytes = 0
+
+    def __enter__(self) -> CountedReduce:
+        self._original = optim.dist
+
+        class Counting:
+            def __getattr__(_, name: str) -> Any:  # noqa: N805
+                return self._counted if name == "all_reduce" else getattr(self._original, name)
+
+        optim.dist = Counting()  # type: ignore[assignment]
+        return self
+
+    def _counted(self, tensor: Tensor, *args: Any, **kwargs: Any) -> Any:
+        self.bytes += tensor.numel() * tensor.element_size()
+        return self._original.all_reduce(tensor, *args, **kwargs)
+
+    def __exit__(self, *_: object) -> None:
+        optim.dist = self._original  # type: ignore[assignment]
+
+
+# ---------------------------------------------------------------- one process
+def fit(
+    name: str, strategy: str, callbacks: list[L.Callback], steps: int, quick: bool, root: Path, ckpt: Path | None = None
+) -> tuple[L.Trainer, Host]:
+    rank, ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    L.seed_everything(0, verbose=False)
+    module, data, batch = host_and_data(name, quick, rank)
+    plan, options = strategy_of(strategy, ranks)
+    if strategy == "ddp_compiled":
+        module.net.compile()
+    trainer = L.Trainer(
+        accelerator="auto", devices=ranks, strategy=plan, max_steps=steps, callbacks=callbacks, logger=False,
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0,
+        use_distributed_sampler=False, limit_val_batches=0, default_root_dir=root, **options,
+    )  # fmt: skip
+    trainer.fit(module, DataLoader(data, batch_size=batch), ckpt_path=ckpt)
+    return trainer, module
+
+
+def callback(policy: Tamiyo, seeds: int, beds: int, every: int = 2) -> MorphoCallback:
+    return MorphoCallback(
+        layers=LayersConfig(num_seeds=seeds, beds=beds, exclude=["0"] if beds == 0 else []),
+        blueprint=BlueprintConfig(kind="mlp", hidden=4),
+        budget=BudgetConfig(parameters=10_000_000),
+        lifecycle=LifecycleConfig(active_ticks=1, embargo_ticks=1, alpha_step=0.5),
+        warmup=WarmupConfig(steps=2, min_steps=2),
+        telemetry=TelemetryConfig(table=False, events=False, log=False),
+        tamiyo=policy,
+        every_n_steps=every,
+    )
+
+
+def random_events(name: str, strategy: str, quick: bool, root: Path, resume: Path | None) -> Iterator[dict[str, Any]]:
+    """Fifty random events; the weights after each tick; a checkpoint in the middle, or a start from one."""
+    growth = callback(RandomEvents(), seeds=4, beds=4)
+    path = root / f"{name}-{strategy}.ckpt"
+    equal = Equal(growth, save_at=None if resume else 6, path=path)
+    _, module = fit(name, strategy, [growth, equal], 40 if quick else 60, quick, root, resume)
+    layers = hybrid_layers(module)
+    events = sum(len(layer.morpho.state) and layer.morpho.events for layer in layers.values())
+    records = growth.state_dict()["engine"]["records"]
+    row = {"what": "resumed" if resume else "random events", "host": name, "strategy": strategy}
+    yield row | {"germinations": events, "seeds_grown": len(records), "digests": equal.digests}
+
+
+def throughput(name: str, strategy: str, quick: bool, root: Path) -> Iterator[dict[str, Any]]:
+    """Step time without the callback, with all seeds dormant and with 64 live seeds a layer, in turn."""
+    rounds, steps, skip = (1, 8, 4) if quick else (3, 40, 20)
+    seeds = 8 if quick else 64
+    times: dict[str, list[float]] = {"bare": [], "dormant": [], "live": []}
+    ticks: list[float] = []
+    reduced, live_bytes = 0, 0
+    for _ in range(rounds):
+        for variant in times:
+            clock = Clock(skip)
+            callbacks: list[L.Callback] = [clock]
+            if variant != "bare":
+                policy = Never() if variant == "dormant" else AllAtOnce()
+                growth = callback(policy, seeds=seeds, beds=1, every=skip - 2)
+                callbacks.insert(0, growth)
+            with CountedReduce() as counted:
+                _, module = fit(name, strategy, callbacks, steps, quick, root)
+            times[variant].append(clock.median)
+            if variant == "live":
+                live = [p for n, p in module.named_parameters() if ".morpho." in n and p.requires_grad]
+                live_bytes = sum(p.numel() * p.element_size() for p in live)
+                reduced = counted.bytes // (steps - (skip - 2))
+                ticks.append(max(clock.times[skip - 3 : skip - 1]) - clock.median)
+            elif counted.bytes:
+                raise RuntimeError(f"{counted.bytes} bytes of beds were reduced in the variant {variant!r}.")
+    row = {"what": "throughput", "host": name, "strategy": strategy, "seeds_a_layer": seeds}
+    bare = times["bare"]
+    for variant, values in times.items():
+        ratios = [mine / theirs for mine, theirs in zip(values, bare, strict=True)]
+        row |= {f"{variant}_ms": 1e3 * statistics.median(values), f"{variant}_ratio": statistics.median(ratios)}
+    yield row | {
+        "tick_ms": 1e3 * statistics.median(ticks), "live_bytes": live_bytes, "reduced_bytes_a_step": reduced,
+    }  # fmt: skip
+
+
+def process(arguments: argparse.Namespace) -> None:
+    """What each process that torchrun starts does."""
+    torch.set_num_threads(1)
+    for host in arguments.hosts:
+        for strategy in arguments.strategies:
+            resume = arguments.resume and arguments.resume / f"{host}-{strategy}.ckpt"
+            rows = [*random_events(host, strategy, arguments.quick, arguments.out, resume)]
+            if not arguments.resume and not arguments.no_speed:
+                rows += throughput(host, strategy, arguments.quick, arguments.out)
+            if int(os.environ["RANK"]) == 0:
+                with (arguments.out / "rows.jsonl").open("a") as file:
+                    file.writelines(json.dumps(row) + "\n" for row in rows)
+
+
+# ---------------------------------------------------------------- the command
+def torchrun(ranks: int, out: Path, arguments: argparse.Namespace, *more: str) -> list[dict[str, Any]]:
+    """Run this file in ``ranks`` processes; the rows that the first of them left."""
+    out.mkdir(parents=True, exist_ok=True)
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}",
+        "-m", "benchmarks.several_gpus", "--process", "--out", str(out),
+        "--hosts", *arguments.hosts, "--strategies", *arguments.strategies, *more,
+    ]  # fmt: skip
+    flags = [flag for flag, on in (("--quick", arguments.quick), ("--no-speed", arguments.no_speed)) if on]
+    subprocess.run(command + flags, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    return [json.loads(line) for line in (out / "rows.jsonl").read_text().splitlines()]
+
+
+def check_resumed(first: list[dict[str, Any]], second: list[dict[str, Any]], same: bool) -> list[dict[str, Any]]:
+    """The digests of a resumed run against those of the run that went on."""
+    rows = []
+    for ours in second:
+        key = (ours["host"], ours["strategy"])
+        (before,) = (r for r in first if r["what"] == "random events" and (r["host"], r["strategy"]) == key)
+        common = before["digests"].keys() & ours["digests"].keys()
+        equal = bool(common) and all(before["digests"][tick] == ours["digests"][tick] for tick in common)
+        if same and not equal:
+            raise RuntimeError(f"{key}: a resumed run differs from the one that went on.")
+        rows.append({k: v for k, v in ours.items() if k != "digests"} | {"ticks": len(common), "bit_equal": equal})
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--ranks", type=int, nargs="+", default=[max(1, torch.cuda.device_count())])
+    parser.add_argument("--hosts", nargs="+", default=["gpt", "resnet"], choices=["gpt", "resnet"])
+    parser.add_argument("--strategies", nargs="+", default=list(STRATEGIES), choices=STRATEGIES)
+    parser.add_argument("--out", type=Path, default=Path("runs/several_gpus"), help="folder for checkpoints")
+    parser.add_argument("--json", type=Path, help="file that takes the figures")
+    parser.add_argument("--quick", action="store_true", help="small hosts, few steps")
+    parser.add_argument("--no-speed", action="store_true", help="leave the timings out")
+    parser.add_argument("--process", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--resume", type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.process:
+        process(arguments)
+        return
+    rows: list[dict[str, Any]] = []
+    for ranks in arguments.ranks:
+        out = arguments.out / str(ranks)
+        first = torchrun(ranks, out, arguments)
+        rows += [{k: v for k, v in row.items() if k != "digests"} | {"ranks": ranks} for row in first]
+        others = [ranks, *(other for other in arguments.ranks if other != ranks)]
+        for other in others:
+            resumed = torchrun(other, out / f"resumed_on_{other}", arguments, "--resume", str(out))
+            found = check_resumed(first, resumed, same=other == ranks)
+            rows += [row | {"ranks": ranks, "resumed_on": other} for row in found]
+    for row in rows:
+        print(json.dumps(row))
+    if arguments.json:
+        ranks_text = " ".join(map(str, arguments.ranks))
+        command = f"python -m benchmarks.several_gpus --ranks {ranks_text}" + (" --quick" if arguments.quick else "")
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        arguments.json.parent.mkdir(parents=True, exist_ok=True)
+        arguments.json.write_text(
+            json.dumps({"command": command, "machine": machine(device), "rows": rows}, indent=1) + "\n"
+        )
+
+
+if __name__ == "__main__":
+    main()
