@@ -312,6 +312,8 @@ class MorphoCallback(Callback):
         Lightning takes an epoch for done if its last batch was the last thing that a checkpoint holds: neither
         its validation nor ``on_train_epoch_end`` comes again.
         """
+        for layer in hybrid_layers(pl_module).values():
+            layer.morpho.wake()
         if self.engine is not None:
             self._begin(trainer)
         if self._ticked_epochs is None:

@@ -166,6 +166,8 @@ class OptimizerLink:
                     parameter.lerp_(before, 1 - share)
             for parameter, mask in self._dead:
                 parameter.mul_(mask)
+        if not any(float(group["lr"]) for group in self.optimizers[index].param_groups):
+            return  # moves nothing: torch makes such a step to create state that a sharded checkpoint needs
         for bed in self._beds[index]:
             if not (bed.free or bed.paused):
                 bed.count_step()

@@ -27,8 +27,13 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "random_events": {},
     "fsdp2": {},
     "fsdp2_resumed": {},
+    "fsdp2_newborn": {},
     "one_process": {},
 }
+
+
+CHECKPOINTS = ("newborn.ckpt", "sharded.ckpt")
+RESUMED = dict(zip(("fsdp2_newborn", "fsdp2_resumed"), CHECKPOINTS, strict=True))
 
 
 class RandomDecisions(Tamiyo):
@@ -64,7 +69,8 @@ class ShardedHost(SGDHost):
 
 
 class Weights(L.Callback):
-    """Remembers the whole weights after each tick, and saves a checkpoint after the second."""
+    """Remembers the whole weights after each tick; saves a checkpoint after the first, whose seeds are just born,
+    and after the second."""
 
     def __init__(self) -> None:
         self.states: list[dict[str, Any]] = []
@@ -73,8 +79,8 @@ class Weights(L.Callback):
         reshard_(pl_module)
         weights = {k: p.detach() for k, p in pl_module.named_parameters()}
         self.states.append({k: p.full_tensor() if isinstance(p, DTensor) else p.clone() for k, p in weights.items()})
-        if isinstance(trainer.strategy, ModelParallelStrategy) and trainer.current_epoch == 1:
-            trainer.save_checkpoint(Path(trainer.default_root_dir).parent / "sharded.ckpt")
+        if isinstance(trainer.strategy, ModelParallelStrategy) and trainer.current_epoch < 2:
+            trainer.save_checkpoint(Path(trainer.default_root_dir).parent / CHECKPOINTS[trainer.current_epoch])
 
 
 def shard(data: TensorDataset, ranks: int) -> Subset:
@@ -109,7 +115,7 @@ def run(variant: str, out: Path) -> None:
         **options,
     )
     train, held_out = (shard(make_data(count, seed), ranks) for count, seed in ((320, 0), (120, 1)))
-    ckpt = out / "sharded.ckpt" if variant == "fsdp2_resumed" else None
+    ckpt = out / RESUMED[variant] if variant in RESUMED else None
     trainer.fit(module, DataLoader(train, batch_size=batch), DataLoader(held_out, batch_size=batch), ckpt_path=ckpt)
     rank = trainer.global_rank
     torch.save(

@@ -288,3 +288,15 @@ def test_closed_link_leaves_the_optimizer_alone():
     train(model, optimizer)
     torch.testing.assert_close(bed.w_out.detach(), before - bed.w_out.grad, rtol=1e-12, atol=1e-15)
     assert (bed.steps, model[0].morpho.steps) == (1, 1)
+
+
+def test_step_that_moves_nothing_does_not_count():
+    """Saving a sharded checkpoint makes one; a run that is saved more often must not warm up faster."""
+    model = grown(warmup=10)
+    optimizer = optim.SGD(model.parameters(), lr=0.0)
+    link(model, optimizer)
+    train(model, optimizer, 2)
+    assert (model[0].morpho.beds[0].steps, model[0].morpho.steps) == (0, 0)
+    optimizer.param_groups[0]["lr"] = 0.1
+    train(model, optimizer)
+    assert (model[0].morpho.beds[0].steps, model[0].morpho.steps) == (1, 1)

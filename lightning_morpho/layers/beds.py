@@ -52,6 +52,7 @@ class GrownParameters(nn.Module):
         stale: Whether optimizers may still hold state of an earlier use.
         paused: Whether its layer is switched off: then nothing may move it.
         lent: Whether it takes part in compiled graphs although it is free: it adds exactly zero.
+        waiting: Whether it was loaded before its first step and waits for the optimizers' state to be loaded.
     """
 
     def __init__(self) -> None:
@@ -63,6 +64,7 @@ class GrownParameters(nn.Module):
         self.paused = False
         self.lent = False
         self._trained = False
+        self.waiting = False
 
     def allocate(self, shapes: Mapping[str, tuple[int, ...]], like: Tensor) -> None:
         """Register zero parameters of these shapes."""
@@ -133,14 +135,23 @@ class GrownParameters(nn.Module):
             "steps": self.steps,
             "warmup": self.warmup,
             "stale": self.stale,
-            "trainable": not self.free and any(p.requires_grad for p in self.parameters()),
+            "trainable": not self.free and (self.waiting or any(p.requires_grad for p in self.parameters())),
         }
 
     def load_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what :meth:`to_dict` gave."""
         self.event, self.steps, self.warmup = state["event"], state["steps"], state["warmup"]
         self.stale = state["stale"]
-        self._set_trainable(state["trainable"])
+        # A sharded checkpoint must hold optimizer state for all that is trainable, and has none of a newborn yet.
+        sharded = any(isinstance(p, DTensor) for p in self.parameters())
+        self.waiting = sharded and state["trainable"] and self.steps == 0
+        self._set_trainable(state["trainable"] and not self.waiting)
+
+    def wake(self) -> None:
+        """The optimizers' state is loaded: train on."""
+        if self.waiting:
+            self.waiting = False
+            self._set_trainable(True)
 
 
 class Bed(GrownParameters):

@@ -222,6 +222,11 @@ class SeedBeds(nn.Module):
         """All that optimizers must know of: beds and links."""
         return [*(self.bed_at(i) for i in range(len(self.beds))), *self.links.all_links()]
 
+    def wake(self) -> None:
+        """A sharded checkpoint is loaded as a whole: its newborns train on."""
+        for parameters in self.grown():
+            parameters.wake()
+
     def decide_pair(self, refused: str | None) -> None:
         """Say whether the layer's pair was confirmed, or why it was refused; live spans are not asked again."""
         if self.dormant:
