@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -64,13 +65,13 @@ def test_topology_survives_averaging_and_its_checkpoint(morpho_first: bool, tmp_
         trainer = make_trainer(tmp_path / folder, *callbacks, saver, max_epochs=epochs, enable_checkpointing=True)
         module = Host(linear_net())
         trainer.fit(module, **loaders(), ckpt_path=ckpt)
-        return module, {n: layer.morpho.get_extra_state() for n, layer in hybrid_layers(module).items()}
+        return module, {n: json.loads(layer.morpho.get_extra_state()) for n, layer in hybrid_layers(module).items()}
 
     module, topology = run("whole", 5)
     assert any(bed["event"] >= 0 for layer in topology.values() for bed in layer["beds"])
     saved = torch.load(tmp_path / "whole" / "epoch=4.ckpt", weights_only=True)
     for name, layer in topology.items():
-        stages = saved["state_dict"][f"{name}.morpho._extra_state"]["state"]
+        stages = json.loads(saved["state_dict"][f"{name}.morpho._extra_state"])["state"]
         assert_equal(stages, layer["state"])
     resumed, again = run("part", 5, tmp_path / "whole" / "epoch=2.ckpt")
     assert_equal(topology, again)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
@@ -402,8 +403,14 @@ class SeedBeds(nn.Module):
         return all(self.bed_at(i).free for i in range(len(self.beds)))
 
     # ------------------------------------------------------------------ persistence
-    def get_extra_state(self) -> dict[str, Any]:
-        """Topology and stages as plain values; saved in the layer's ``state_dict``."""
+    def get_extra_state(self) -> str:
+        """Topology and stages as JSON; saved in the layer's ``state_dict``.
+
+        One string: a sharded checkpoint takes mappings apart and loads those keys alone that a fresh model has.
+        """
+        return json.dumps(self._topology())
+
+    def _topology(self) -> dict[str, Any]:
         site = self.blueprint.site
         return {
             "num_seeds": site.chunks.num_chunks,
@@ -420,8 +427,9 @@ class SeedBeds(nn.Module):
             "host_alive": self.host_alive.tolist(),
         }
 
-    def set_extra_state(self, extra: Any) -> None:
+    def set_extra_state(self, saved_state: str) -> None:
         """Restore what :meth:`get_extra_state` gave."""
+        extra = json.loads(saved_state)
         self.events, self.steps = extra["events"], extra["steps"]
         self.stages.load_dict(extra)
         for index, bed in enumerate(extra["beds"]):
@@ -435,7 +443,7 @@ class SeedBeds(nn.Module):
         if self.outlet is not None:
             self.outlet.consumer.refresh()  # type: ignore[operator]
 
-    def check_extra_state(self, extra: Mapping[str, Any]) -> None:
+    def check_extra_state(self, saved_state: str) -> None:
         """Refuse the state of a layer that was configured otherwise.
 
         Raises:
@@ -447,6 +455,7 @@ class SeedBeds(nn.Module):
             "beds": len(self.beds),
             "producers": [tap.producer.name for tap in self.inlets],
         }
+        extra = json.loads(saved_state)
         saved = {key: len(extra[key]) if key == "beds" else extra[key] for key in own}
         if saved != own:
             raise ValueError(
