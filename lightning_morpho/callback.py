@@ -253,7 +253,6 @@ class MorphoCallback(Callback):
         """Connect layers, optimizers and controller; say what will grow."""
         layers = hybrid_layers(pl_module)
         hide_free_beds_(pl_module)
-        self._tick_steps = tick_steps(trainer, self.every_n_steps)
         if self.report is not None:
             rank_zero_info(f"MorphoCallback: {self.report.summary()}")
         if not layers:
@@ -285,8 +284,6 @@ class MorphoCallback(Callback):
             self.engine.load_state_dict(self._state["engine"])
         self._watching = bool(unconfirmed(pl_module))
         self._reporter.write({"event": "fit_start", "tick": self.engine.ticks, "step": trainer.global_step})
-        description = describe_run(trainer, pl_module, layers, self.report, self._sections())
-        self._reporter.begin(self.engine.ticks, description, resumed=self._state is not None)
         saved = None if self._state is None else self._state.get("rollout")
         self._reporter.tell_rollout(self._rollout.begin(trainer, layers, saved), self.engine.ticks)
 
@@ -312,8 +309,14 @@ class MorphoCallback(Callback):
         Lightning takes an epoch for done if its last batch was the last thing that a checkpoint holds: neither
         its validation nor ``on_train_epoch_end`` comes again.
         """
-        for layer in hybrid_layers(pl_module).values():
+        # Not before: asking for the length of training sets up the loaders, whose state is restored in between.
+        self._tick_steps = tick_steps(trainer, self.every_n_steps)
+        layers = hybrid_layers(pl_module)
+        for layer in layers.values():
             layer.morpho.wake()
+        if self.engine is not None and self._reporter is not None:
+            description = describe_run(trainer, pl_module, layers, self.report, self._sections())
+            self._reporter.begin(self.engine.ticks, description, resumed=self._state is not None)
         if self.engine is not None:
             self._begin(trainer)
         if self._ticked_epochs is None:
