@@ -7,7 +7,7 @@ from os import PathLike
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lightning_morpho.config import BlueprintConfig, LayersConfig, MorphoConfig
 from lightning_morpho.layers import HybridKasminaLayer, attach_
@@ -23,6 +23,7 @@ def load_grown_(
     checkpoint: str | PathLike[str] | Mapping[str, Any],
     *,
     pairs: Sequence[Sequence[str]] = (),
+    example: Any = None,
 ) -> list[str]:
     """Make a plain model the grown one of a checkpoint, in place: swap its layers, load everything strictly.
 
@@ -30,6 +31,7 @@ def load_grown_(
         model: A model as it was before it grew.
         checkpoint: Path of a checkpoint (read with ``weights_only=True``), its content, or a ``state_dict``.
         pairs: Pairs of layers that the finder misses, as in ``LayersConfig.pairs``.
+        example: A batch, as for :func:`~lightning_morpho.find_pairs`: finds pairs that only running the model shows.
 
     Returns:
         Names of the layers that hold seeds.
@@ -37,7 +39,7 @@ def load_grown_(
     Raises:
         LifecycleError: If the model holds hybrid layers already.
         ValueError: If the checkpoint has seeds in a layer, or spans in a pair, that the model lacks.
-        RuntimeError: If a key or a shape does not fit.
+        RuntimeError: If a key or a shape does not fit; then nothing is changed.
 
     Example:
         >>> from lightning_morpho import morph_
@@ -60,7 +62,8 @@ def load_grown_(
     unknown = sorted(extras.keys() - modules.keys())
     if unknown:
         raise ValueError(f"The checkpoint holds seeds in {unknown}, but the model has no such layers.")
-    found = _saved_pairs(model, extras, pairs)
+    _check_host(model, state)
+    found = _saved_pairs(model, extras, pairs, example)
     configs = {name: _config(extra) for name, extra in extras.items()}
     plans = {name: plan_layer(name, modules[name], configs[name], found.get(name), modules) for name in extras}
     for name, extra in extras.items():
@@ -70,22 +73,43 @@ def load_grown_(
     return list(plans)
 
 
+def _check_host(model: nn.Module, state: Mapping[str, Any]) -> None:
+    """Refuse a checkpoint of another host before anything is changed."""
+    own = model.state_dict()
+    saved = {key: value for key, value in state.items() if ".morpho." not in f".{key}"}
+    wrong = [f"`{key}` is missing" for key in own if key not in saved]
+    wrong += [f"`{key}` is not part of the model" for key in saved if key not in own]
+    wrong += [
+        f"`{key}` is {tuple(saved[key].shape)} there and {tuple(value.shape)} here"
+        for key, value in own.items()
+        if isinstance(value, Tensor) and isinstance(saved.get(key), Tensor) and saved[key].shape != value.shape
+    ]
+    if wrong:
+        more = f", and {len(wrong) - 5} more" if len(wrong) > 5 else ""
+        raise RuntimeError(
+            f"The checkpoint does not fit the model: {'; '.join(wrong[:5])}{more}. Build the model as it was before it "
+            "grew, with the class and the sizes of the run."
+        )
+
+
 def _config(extra: Mapping[str, Any]) -> MorphoConfig:
     return MorphoConfig(
         layers=LayersConfig(num_seeds=extra["num_seeds"]), blueprint=BlueprintConfig(**extra["blueprint"])
     )
 
 
-def _saved_pairs(model: nn.Module, extras: Mapping[str, Any], explicit: Sequence[Sequence[str]]) -> dict[str, Pair]:
+def _saved_pairs(
+    model: nn.Module, extras: Mapping[str, Any], explicit: Sequence[Sequence[str]], example: Any
+) -> dict[str, Pair]:
     """The pairs that the checkpoint's spans grew in, found again in the model."""
     wanted = {name: extra["producers"] for name, extra in extras.items() if extra["producers"]}
     if not wanted:
         return {}
-    found = find_pairs(model, explicit=explicit).pairs
+    found = find_pairs(model, example, explicit=explicit).pairs
     lost = {n: p for n, p in wanted.items() if n not in found or list(found[n].producers) != p}
     if lost:
         raise ValueError(
             f"The checkpoint has spans between {lost} (consumer: producers), but these pairs are not found in the "
-            "model. Name them with `pairs=`, as in `layers.pairs`."
+            "model's code. Give an `example=` batch to run it on, or name them with `pairs=`, as in `layers.pairs`."
         )
     return {name: found[name] for name in wanted}

@@ -71,15 +71,15 @@ def seed_rows(layers: Mapping[str, HybridKasminaLayer], records: Sequence[SeedRe
     """Every seed that is part of the model: name, kind, step of birth, stage, and what it is worth."""
     known = {record.key: record for record in records}
     rows = []
-    for name, layer in layers.items():
+    for layer in layers.values():
         seeds = layer.morpho
         for index in range(0 if seeds.off else len(seeds.beds)):
             bed = seeds.bed_at(index)
             for chunk in bed.occupied.nonzero()[0].tolist():
                 stage = Stage.FOSSILIZED.name if bed.kept[chunk] else seeds.seed_at(chunk).stage.name
-                record = known.get((name, chunk, int(bed.generation[chunk])))
+                record = known.get((seeds.name, chunk, int(bed.generation[chunk])))
                 rows.append(
-                    (_seed_name(name, chunk, int(bed.generation[chunk])), seeds.kind, *_evidence(record, stage))
+                    (_seed_name(seeds.name, chunk, int(bed.generation[chunk])), seeds.kind, *_evidence(record, stage))
                 )
     return rows
 
@@ -102,9 +102,7 @@ def model_card(
     origin: Origin,
     layers: Sequence[tuple[str, str, str]],
     seeds: Sequence[tuple[str, ...]],
-    *,
-    checks: Sequence[tuple[str, str]],
-    loading: Sequence[tuple[str, str]],
+    files: Sequence[tuple[str, str, str]],
 ) -> str:
     """The card.
 
@@ -112,8 +110,7 @@ def model_card(
         origin: Where the model comes from.
         layers: Rows of :func:`layer_rows`.
         seeds: Rows of :func:`seed_rows`.
-        checks: What was checked of each file, and the result.
-        loading: Name of each file, and the code that loads it.
+        files: Name of each file, how far it is from the grown model, and the code that loads it.
     """
     versions = ", ".join(f"{name} {version}" for name, version in origin.versions.items())
     parts = [
@@ -128,8 +125,8 @@ def model_card(
         "confidence bound.",
         _table(("seed", "grew", "born at step", "stage", "loss without it", "reason"), seeds) if seeds else "None.",
         "## Files",
-        _table(("file", "largest difference from the grown model"), checks),
-        *(f"`{name}`:\n\n```python\n{code}\n```" for name, code in loading),
+        _table(("file", "largest difference from the grown model"), [row[:2] for row in files]),
+        *(f"`{name}`:\n\n```python\n{code}\n```" for name, _, code in files),
     ]
     return "\n\n".join(parts) + "\n"
 

@@ -47,10 +47,17 @@ class Work:
 
 
 class Format(ABC):
-    """A kind of file. Its name is its suffix."""
+    """A kind of file. Its name is its suffix.
+
+    Attributes:
+        packages: What it needs beyond torch.
+        extra: The extra of this package that installs them.
+        traced: Whether it holds a program, made for one example.
+    """
 
     packages: tuple[str, ...] = ()
     extra = ""
+    traced = False
 
     def check(self, model: nn.Module) -> None:
         """Check all that can be known before anything is written.
@@ -96,6 +103,8 @@ class Whole(Format):
 class Program(Format):
     """A program, by ``torch.export``."""
 
+    traced = True
+
     def write(self, work: Work, path: Path) -> Loaded:
         """Write it, and load it again."""
         write_program(work.program, path, work.metadata)
@@ -111,6 +120,7 @@ class Onnx(Format):
 
     packages = ("onnx", "onnxscript", "onnxruntime")
     extra = "onnx"
+    traced = True
 
     def check(self, model: nn.Module) -> None:
         """Check packages and precision.

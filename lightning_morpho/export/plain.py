@@ -14,9 +14,11 @@ from lightning_morpho.export.beside import put_beside_, side_modules
 from lightning_morpho.export.folding import alive_units, fold_norms_, folded_weights, set_weights_
 from lightning_morpho.export.pruning import HiddenUnits, drop_unread_
 from lightning_morpho.layers import HybridKasminaLayer
+from lightning_morpho.random_state import preserved_random_state
 from lightning_morpho.surgery import hybrid_layers, unmorph_
 
 
+@preserved_random_state()
 def export(model: nn.Module, *, prune: bool = True) -> nn.Module:
     """A copy of a grown model that needs no code of ours and gives the same output.
 

@@ -18,6 +18,7 @@ from lightning_morpho.export.card import Origin, layer_rows, model_card, seed_ro
 from lightning_morpho.export.example import Example, evaluating, largest_difference
 from lightning_morpho.export.formats import FORMATS, Work
 from lightning_morpho.export.plain import export
+from lightning_morpho.random_state import preserved_random_state
 from lightning_morpho.surgery import hybrid_layers, unmorph_
 from lightning_morpho.telemetry.events import SeedRecord
 
@@ -37,13 +38,15 @@ class ExportReport:
     Attributes:
         files: The files; the card is the last.
         differences: Largest absolute difference of the outputs by format.
-        limit: What would have been refused is above it.
+        scale: Size of the largest output, at least 1; the tolerance is relative to it.
+        limit: Differences above it would have been refused.
         before: Parameters before growth.
         after: Parameters of what was written.
     """
 
     files: tuple[Path, ...]
     differences: Mapping[str, float]
+    scale: float
     limit: float
     before: int
     after: int
@@ -57,6 +60,12 @@ class ExportReport:
         return "\n".join([*lines, *(f"wrote {path}" for path in self.files)])
 
 
+def _judged(difference: float, scale: float, limit: float) -> str:
+    outputs = f"outputs up to {scale:.3g}, " if scale > 1 else ""
+    return f"{difference:.1e} ({outputs}limit {limit:.1e})"
+
+
+@preserved_random_state()
 def save_export(
     model: nn.Module,
     path: str | Path,
@@ -116,28 +125,28 @@ def save_export(
     _check_formats(formats, model)
     call = Example.of(example, next((p.device for p in model.parameters()), "cpu"))
     with evaluating(model):
-        plain = export(model, prune=prune)
-        references = [(case, case.run(model)) for case in _cases(call, dynamic_batch)]
-        host = copy.deepcopy(model)
+        plain, host = export(model, prune=prune), copy.deepcopy(model)
+        references = _references(model, call, dynamic_batch and any(FORMATS[name].traced for name in formats))
     unmorph_(host, discard_live=True)
-    limit = _limit(references[0][1], tolerance)
+    scale, tolerance = _scale(references[0][1]), _tolerance(references[0][1], tolerance)
+    limit = scale * tolerance
     about = _origin(host, plain, origin)
     work = Work(plain=plain, host=host, example=call, metadata=about.metadata(), dynamic_batch=dynamic_batch)
     with _staging(path.parent) as folder:
         differences = {name: _write(work, name, folder / path.name, references) for name in formats}
         _check_differences(differences, limit)
-        card = model_card(
-            about,
-            layer_rows(host, plain),
-            seed_rows(hybrid_layers(model), records),
-            checks=[(f"{path.name}.{name}", f"{d:.1e} (limit {limit:.1e})") for name, d in differences.items()],
-            loading=[(f"{path.name}.{name}", FORMATS[name].loading(work, path.name)) for name in formats],
-        )
+        seeds = seed_rows(hybrid_layers(model), records)
+        card = model_card(about, layer_rows(host, plain), seeds, _file_rows(work, path.name, differences, scale, limit))
         (folder / f"{path.name}.md").write_text(card, encoding="utf-8")
         made = [file.replace(path.parent / file.name) for file in sorted(folder.iterdir())]
     files = sorted(made, key=lambda file: file.suffix == ".md")
     return ExportReport(
-        files=tuple(files), differences=differences, limit=limit, before=about.before, after=about.after
+        files=tuple(files),
+        differences=differences,
+        scale=scale,
+        limit=limit,
+        before=about.before,
+        after=about.after,
     )
 
 
@@ -148,20 +157,32 @@ def _check_formats(formats: Sequence[str], model: nn.Module) -> None:
         FORMATS[name].check(model)
 
 
-def _cases(call: Example, dynamic_batch: bool) -> list[Example]:
-    """The example, and the same with another number of samples."""
-    if call.batch is None or not dynamic_batch:
-        return [call]
-    return [call, call.resized(call.batch + 3)]
+def _references(model: nn.Module, call: Example, dynamic_batch: bool) -> list[tuple[Example, list[Tensor]]]:
+    """What the model gives for the example, and for another number of samples."""
+    references = [(call, call.run(model))]
+    if dynamic_batch and call.batch is not None:
+        other = call.resized(call.batch + 3)
+        try:
+            references.append((other, other.run(model)))
+        except Exception as error:  # whatever the user's forward does not allow
+            raise ValueError(
+                f"{type(model).__name__} does not take {other.batch} samples in place of {call.batch}: pass "
+                f"`dynamic_batch=False` for a program of that many samples alone. It says: {error}"
+            ) from error
+    return references
 
 
-def _limit(outputs: Sequence[Tensor], tolerance: float | None) -> float:
-    """The largest difference that is accepted, absolute."""
-    floating = [t for t in outputs if t.is_floating_point() and t.numel()]
-    if tolerance is None:
-        tolerance = max((TOLERANCES.get(t.dtype, 1e-5) for t in floating), default=0.0)
-    largest = max((float(t.double().nan_to_num(0, 0, 0).abs().max()) for t in floating), default=0.0)
-    return tolerance * max(1.0, largest)
+def _scale(outputs: Sequence[Tensor]) -> float:
+    """Size of the largest finite output, at least 1."""
+    sizes = [t.double().nan_to_num(0, 0, 0).abs().max() for t in outputs if t.is_floating_point() and t.numel()]
+    return max([1.0, *map(float, sizes)])
+
+
+def _tolerance(outputs: Sequence[Tensor], tolerance: float | None) -> float:
+    """The tolerance asked for, else that of the coarsest output; nothing for integers."""
+    if tolerance is not None:
+        return tolerance
+    return max((TOLERANCES.get(t.dtype, 1e-5) for t in outputs if t.is_floating_point()), default=0.0)
 
 
 def _origin(host: nn.Module, plain: nn.Module, source: str) -> Origin:
@@ -174,6 +195,16 @@ def _write(work: Work, name: str, stem: Path, references: Sequence[tuple[Example
     """Write one format, load it again, and say how far it is from what is expected."""
     loaded = FORMATS[name].write(work, stem.with_name(f"{stem.name}.{name}"))
     return max(largest_difference(outputs, case.run(loaded)) for case, outputs in references)
+
+
+def _file_rows(
+    work: Work, stem: str, differences: Mapping[str, float], scale: float, limit: float
+) -> list[tuple[str, str, str]]:
+    """Name of each file, how far it is off, and the code that loads it."""
+    return [
+        (f"{stem}.{name}", _judged(d, scale, limit), FORMATS[name].loading(work, stem))
+        for name, d in differences.items()
+    ]
 
 
 def _check_differences(differences: Mapping[str, float], limit: float) -> None:

@@ -99,12 +99,23 @@ def architecture_source(host: nn.Module, plain: nn.Module, *, weights: str, vers
 
 def changed_modules(host: nn.Module, plain: nn.Module) -> dict[str, nn.Module]:
     """The modules that growth replaced or gave another size, by name, as they are now."""
-    found: dict[str, nn.Module] = {}
     now = dict(plain.named_modules())
-    for name, before in host.named_modules():
-        if name in now and differs(before, now[name]):
-            found[name] = now[name]
-    return found
+    untied = _tied(host) - _tied(plain)
+    return {
+        name: now[name]
+        for name, before in host.named_modules()
+        if name in now and (differs(before, now[name]) or (name in untied and type(now[name]) in LAYERS))
+    }
+
+
+def _tied(model: nn.Module) -> set[str]:
+    """Names of the modules that share a parameter with another one."""
+    holders: dict[nn.Parameter, list[str]] = {}
+    for name, module in model.named_modules():
+        for parameter in module._parameters.values():
+            if parameter is not None:
+                holders.setdefault(parameter, []).append(name)
+    return {name for names in holders.values() if len(names) > 1 for name in names}
 
 
 def differs(before: nn.Module, after: nn.Module) -> bool:
