@@ -1,4 +1,4 @@
-"""Command line: ``morpho flags``, ``morpho inspect``, ``morpho ab``, ``morpho reference``."""
+"""Command line: ``morpho report``, ``watch``, ``inspect``, ``export``, ``flags``, ``ab``, ``reference``."""
 
 from lightning_morpho.cli.main import main
 

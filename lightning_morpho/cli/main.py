@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from lightning_morpho.cli import ab, export, flags, inspect, reference, report
+from lightning_morpho.cli import ab, export, flags, inspect, reference, report, watch
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -21,7 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     parser = argparse.ArgumentParser(prog="morpho", description="Steer and look at networks that grow.")
     commands = parser.add_subparsers(dest="command", required=True)
-    for module in (report, inspect, export, flags, ab, reference):
+    for module in (report, watch, inspect, export, flags, ab, reference):
         module.add_parser(commands)
     options = parser.parse_args(arguments)
     try:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -166,7 +166,7 @@ def find_run(path: Path) -> Path:
         return path.parent
     if not path.is_dir():
         raise ValueError(f"`{path}` must be the folder of a run, and there is no such folder.{_nearby(path.parent)}")
-    found = _runs_below(path)
+    found = runs_below(path)
     if len(found) == 1:
         return found[0]
     if found:
@@ -191,7 +191,7 @@ def _walk(path: Path, pattern: str) -> Iterator[Path]:
         yield from path.glob("/".join(["*"] * depth + [pattern]))
 
 
-def _runs_below(path: Path) -> list[Path]:
+def runs_below(path: Path) -> list[Path]:
     """Folders with an event log, the newest first; one at ``path`` itself is the only one that counts."""
     if (path / EVENTS_FILE).is_file():
         return [path]
@@ -199,7 +199,7 @@ def _runs_below(path: Path) -> list[Path]:
 
 
 def _nearby(path: Path) -> str:
-    found = _runs_below(path)[:5] if path.is_dir() else []
+    found = runs_below(path)[:5] if path.is_dir() else []
     return " Runs nearby:" + "".join(f"\n  {folder}" for folder in found) if found else ""
 
 
@@ -241,14 +241,11 @@ def kind_of(entry: Entry) -> str:
     return kind
 
 
-def _read(path: Path) -> tuple[list[Entry], int]:
-    """Entries of a file that stand, and the number of those that don't; remains of lines are left out."""
-    if not path.is_file():
-        return [], 0
-    return standing(entry for entry in read_events(path) if _whole(entry))
+def _read(path: Path) -> list[Entry]:
+    return [entry for entry in read_events(path) if is_whole(entry)] if path.is_file() else []
 
 
-def _whole(entry: object) -> bool:
+def is_whole(entry: object) -> bool:
     """Whether a line is an entry, not the remains of one."""
     if not isinstance(entry, dict) or not isinstance(kind_of(entry), str) or not kind_of(entry):
         return False
@@ -323,8 +320,11 @@ def _logger_folders(path: Path) -> list[Path]:
     return [file.parent for name in (CSV_FILE, TENSORBOARD_FILES) for file in sorted(_walk(path, name))]
 
 
-def _name(path: Path, folder: Path) -> str:
-    """The folder that was asked for; the log's own, often just a logger's or a version, with the one above it."""
+def run_name(path: Path, folder: Path) -> str:
+    """What a person calls a run: the folder that was asked for, if it is not the log's own.
+
+    That one is often just a logger's or a version, so the one above it is named too.
+    """
     asked, of_log = path.resolve(), folder.resolve()
     return "/".join(of_log.parts[-2:]) if asked in (of_log, of_log / EVENTS_FILE) else asked.name
 
@@ -339,17 +339,31 @@ def read_run(path: Path) -> SavedRun:
         ValueError: If there is no run.
     """
     folder = find_run(path)
-    events, replaced = _read(folder / EVENTS_FILE)
-    figures, _ = _read(folder / FIGURES_FILE)
-    own = curves_of(figures)
+    run = run_of(_read(folder / EVENTS_FILE), _read(folder / FIGURES_FILE), folder, run_name(path, folder))
     logged, source = read_metrics([folder, *_logger_folders(path if path.is_dir() else folder)])
-    metrics = own | {name: joined(own.get(name), curve) for name, curve in logged.items()}
+    if not logged:
+        return run if run.metrics else replace(run, source=source)
+    metrics = {name: joined(run.metrics.get(name), curve) for name, curve in logged.items()}
+    return replace(run, metrics={**run.metrics, **metrics}, source=source)
+
+
+def run_of(events: Iterable[Entry], figures: Iterable[Entry], folder: Path, name: str) -> SavedRun:
+    """What the lines of the two files of a run add up to, without what its loggers have.
+
+    Args:
+        events: Lines of the event log, in the order in which they were written.
+        figures: Lines of the figures.
+        folder: Where they lie.
+        name: What a person calls the run.
+    """
+    told, replaced = standing(events)
+    told_figures, _ = standing(figures)
     return SavedRun(
-        name=_name(path, folder),
+        name=name,
         folder=folder,
-        entries=(*events, *figures),
+        entries=(*told, *told_figures),
         replaced=replaced,
-        lives=tuple(lives_of(events)),
-        metrics=metrics,
-        source=source if logged else FIGURES_FILE if own else source,
+        lives=tuple(lives_of(told)),
+        metrics=curves_of(told_figures),
+        source=FIGURES_FILE,
     )

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lightning_morpho.lifecycle import Stage
+from lightning_morpho.telemetry.happenings import Happening, happenings
 from lightning_morpho.telemetry.metric_files import Curve
-from lightning_morpho.telemetry.saved_run import Entry, SavedRun, SeedLife, kind_of
+from lightning_morpho.telemetry.saved_run import SavedRun, SeedLife
 from lightning_morpho.telemetry.story import main_metric
 
 COSTS = (
@@ -18,6 +18,9 @@ COSTS = (
     ("morpho/run/tick_seconds", "Time that a decision tick took", "seconds"),
 )
 """Metrics of size and time, each with its title and unit."""
+
+CREDIT = ("rise", "lower", "upper", "batches", "judged_with", "joint", "joint_lower")
+"""Figures of a judgement, as the page takes them."""
 
 MOST_CURVES = 150
 """Curves on the page; of more, those of single layers are left to the loggers."""
@@ -41,7 +44,7 @@ def page_data(log: SavedRun) -> dict[str, Any]:
         "stages": [stage.name for stage in Stage],
         "layers": [{"name": name, "chunks": chunks} for name, chunks in layers.items()],
         "lives": [_life(life, places[life.layer], texts) for life in log.lives],
-        "events": _events(log.entries, texts),
+        "events": [_event(happening, texts) for happening in happenings(log.entries)],
     }
     return data | {"texts": list(texts)}
 
@@ -105,22 +108,10 @@ def _life(life: SeedLife, layer: int, texts: _Texts) -> list[Any]:
     """One seed as a row: short, since there may be thousands."""
     figures: Mapping[str, float | None] = life.figures
     spells = [[Stage[spell.stage].value, spell.start, spell.end] for spell in life.spells]
-    credit = [figures.get("rise"), figures.get("lower"), figures.get("upper"), figures.get("batches")]
+    credit = [figures.get(name) for name in CREDIT]
     return [layer, life.chunk, life.generation, texts[life.blueprint], spells, texts[life.reason], credit]
 
 
-def _events(entries: Sequence[Entry], texts: _Texts) -> list[list[int]]:
-    """What happened, in the words of the terminal: events of one moment, layer and reason are counted together."""
-    together: Counter[tuple[Any, ...]] = Counter()
-    for entry in entries:
-        step, kind = entry["step"], kind_of(entry)
-        if kind == "transition":
-            moved = f"{entry['from']} → {entry['to']}"
-            together[step, entry["to"], entry["layer"], moved, entry["reason"]] += 1
-        elif kind == "refused":
-            together[step, "REFUSED", entry["layer"], "not grown", entry["reason"]] += 1
-        elif kind == "rollout":
-            together[step, "ROLLOUT", "", f"rollout, {entry['cause']}", entry["reason"]] += 1
-        elif kind == "fit_start" and step:
-            together[step, "RESUMED", "", "resumed", "from a checkpoint"] += 1
-    return [[step, *(texts[part] for part in words), count] for (step, *words), count in together.items()]
+def _event(happening: Happening, texts: _Texts) -> list[int]:
+    words = (happening.kind, happening.layer, happening.what, happening.why)
+    return [happening.step, *(texts[word] for word in words), happening.count]

@@ -1,11 +1,11 @@
 "use strict";
 // Curves of the metrics with the events of growth, size and time.
 const EVENT_ROWS = [
-  { kind: "born", label: "germinated", symbol: "triangle", family: "new", is: (e) => e.what.startsWith("DORMANT →") },
+  { kind: "born", label: "germinated", symbol: "triangle", family: "new", is: (e) => e.what.startsWith("DORMANT ->") },
   { kind: "kept", label: "kept", symbol: "square", family: "kept", is: (e) => e.kind === "FOSSILIZED" },
   { kind: "culled", label: "culled", symbol: "times", family: "culled", is: (e) => e.kind === "CULLED" || e.kind === "CANCELLED" },
   { kind: "error", label: "error", symbol: "star", family: "error", is: (e) => e.kind === "ERROR_RECOVERY" || e.kind === "ROLLED_BACK" },
-  { kind: "other", label: "other", symbol: "diamond", family: "active", is: (e) => ["REFUSED", "ROLLOUT", "RESUMED"].includes(e.kind) },
+  { kind: "other", label: "other", symbol: "diamond", family: "active", is: (e) => !e.what.includes("->") },
 ];
 
 // More dotted lines than this hide the curve: then only germinations have one, or nothing has.

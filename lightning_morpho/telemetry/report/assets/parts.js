@@ -61,8 +61,9 @@ for (const stage of Object.keys(FAMILIES)) {
 const text = (index) => run.texts[index];
 const events = run.events.map(([step, kind, layer, what, why, count]) => (
   { step, kind: text(kind), layer: text(layer), what: text(what), why: text(why), count }));
-const seeds = run.lives.map(([layer, chunk, generation, blueprint, spells, reason, [rise, lower, upper, batches]]) => ({
-  layer: run.layers[layer].name, place: layer, chunk, generation, blueprint: text(blueprint), reason: text(reason), rise, lower, upper, batches,
+const seeds = run.lives.map(([layer, chunk, generation, blueprint, spells, reason, [rise, lower, upper, batches, others, joint, jointLower]]) => ({
+  layer: run.layers[layer].name, place: layer, chunk, generation, blueprint: text(blueprint), reason: text(reason),
+  rise, lower, upper, batches, others, joint, jointLower,
   name: `${run.layers[layer].name}[${chunk}]${generation ? ` #${generation}` : ""}`,
   spells: spells.map(([stage, start, end]) => ({ stage: run.stages[stage], start, end: end ?? run.last, open: end === null })),
   get stage() { return this.spells[this.spells.length - 1].stage; },

@@ -188,7 +188,8 @@ const MAPS_A_PAGE = 24;
         Plot.vector(bounded.filter((s) => !known(s.upper)), { x: "rise", y: "name", rotate: 90, length: 16, anchor: "start", stroke: colour, strokeWidth: 2 }),
         Plot.dot(shown, { x: "rise", y: "name", r: 5, fill: colour, stroke: colour, strokeWidth: 2,
           symbol: (s) => ({ kept: "square", culled: "times" })[family(s.stage)] ?? "circle",
-          title: (s) => `${s.name}, ${s.blueprint}: ${words(s.stage)}\nrise ${signed(s.rise)}${known(s.lower) ? `, more than ${signed(s.lower)}` : ", no bound"}${known(s.upper) ? `, less than ${signed(s.upper)}` : ""}\n${s.reason}`,
+          title: (s) => `${s.name}, ${s.blueprint}: ${words(s.stage)}\nrise ${signed(s.rise)}${known(s.lower) ? `, more than ${signed(s.lower)}` : ", no bound"}${known(s.upper) ? `, less than ${signed(s.upper)}` : ""}`
+            + `${s.others ? `\nleft out together with ${plural(s.others, "other")}` : ""}${known(s.joint) ? `\nthe whole group: ${signed(s.joint)}` : ""}\n${s.reason}`,
           tip: { fill: "var(--ground)", stroke: "var(--edge)" } }),
         narrow ? Plot.text(shown, { frameAnchor: "left", y: "name", dy: -13, text: (s) => shortened(s.name, Math.floor(width / 7)), textAnchor: "start", fill: "var(--ink)", stroke: "var(--ground)", strokeWidth: 4 }) : null,
       ],
@@ -198,7 +199,8 @@ const MAPS_A_PAGE = 24;
 
   const redraw = chart(host, () => `Credit of ${plural(shown.length, "seed")} with bounds. The table below holds the same.`, forest);
   pager(byId("credit-pager"), "seed", SEEDS_A_PAGE, () => judged.length, (from, to) => { shown = judged.slice(from, to); redraw(); });
-  dataTable("credit", ["Seed", "Grew", "Rise without it#", "Lower bound#", "Upper bound#", "Batches#", "Verdict", "Why"], () => judged.map((s) => [
-    s.name, s.blueprint, signed(s.rise), signed(s.lower), signed(s.upper), s.batches ?? "", words(s.stage), s.reason,
+  dataTable("credit", ["Seed", "Grew", "Rise without it#", "Lower bound#", "Upper bound#", "Batches#", "Left out with#", "Rise without the group#", "Verdict", "Why"], () => judged.map((s) => [
+    s.name, s.blueprint, signed(s.rise), signed(s.lower), signed(s.upper), s.batches ?? "",
+    s.others ? plural(s.others, "other") : "", signed(s.joint), words(s.stage), s.reason,
   ]));
 })();
