@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from os import PathLike
 from typing import Any
@@ -57,7 +58,7 @@ def load_grown_(
     state = content.get("state_dict", content)
     if hybrid_layers(model):
         raise LifecycleError("The model holds hybrid layers already: load the checkpoint with `load_state_dict`.")
-    extras = {key.removesuffix(_SUFFIX): extra for key, extra in state.items() if key.endswith(_SUFFIX)}
+    extras = {key.removesuffix(_SUFFIX): json.loads(extra) for key, extra in state.items() if key.endswith(_SUFFIX)}
     modules = dict(model.named_modules())
     unknown = sorted(extras.keys() - modules.keys())
     if unknown:
