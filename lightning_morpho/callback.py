@@ -38,6 +38,7 @@ from lightning_morpho.freezing import FrozenHost, hide_free_beds_, show_beds_
 from lightning_morpho.integrations import (
     HeldOutCredit,
     HeldOutSizer,
+    Journal,
     LossFunction,
     Reporter,
     TrainerRollout,
@@ -62,6 +63,7 @@ from lightning_morpho.presets import with_preset
 from lightning_morpho.rollout import RolloutChange
 from lightning_morpho.surgery import EligibilityReport, hybrid_layers, morph_
 from lightning_morpho.tamiyo import Tamiyo, Uniform
+from lightning_morpho.tamiyo.replay import describe_policy
 from lightning_morpho.telemetry import seed_table
 
 
@@ -107,6 +109,7 @@ class MorphoCallback(Callback):
     """
 
     _rollout: TrainerRollout  # from `setup` on
+    _journal: Journal  # from `on_fit_start` on
 
     def __init__(
         self,
@@ -283,7 +286,9 @@ class MorphoCallback(Callback):
         if self._state is not None:
             self.engine.load_state_dict(self._state["engine"])
         self._watching = bool(unconfirmed(pl_module))
-        self._reporter.write({"event": "fit_start", "tick": self.engine.ticks, "step": trainer.global_step})
+        started = {"event": "fit_start", "tick": self.engine.ticks, "step": trainer.global_step}
+        self._reporter.write({**started, "tamiyo": describe_policy(self.tamiyo)})
+        self._journal = Journal(self.engine, self._reporter.write, self._reporter.folder)
         saved = None if self._state is None else self._state.get("rollout")
         self._reporter.tell_rollout(self._rollout.begin(trainer, layers, saved), self.engine.ticks)
 
@@ -492,6 +497,7 @@ class MorphoCallback(Callback):
             measure=credit if can_measure else None,
             sizer=self._sizer(trainer, pl_module) if can_measure else None,
         )
+        self._journal.tell()
         self._reporter.tell()
         align_averages(trainer, pl_module)
         self._reporter.tell_tick(self.engine, pl_module, layers_on=self._rollout.changes)

@@ -32,7 +32,8 @@ from lightning_morpho.tamiyo import (
 )
 from lightning_morpho.tamiyo.observation import Group, SeedKey
 from lightning_morpho.telemetry.events import Event, Finding, Notice, Refusal, SeedRecord
-from lightning_morpho.views import layer_view
+from lightning_morpho.telemetry.field_reports import FieldReport
+from lightning_morpho.views import layer_view, outcomes_of, reports_of
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +64,7 @@ class GrowthEngine:
         on_event: Receives each event as it happens.
 
     Attributes:
+        on_decided: Receives what each tick's decisions rest on, and the decisions, before they are carried out.
         ticks: Decision ticks so far.
         losses: Validation loss at each of them, None where there was none.
         training_losses: Mean training loss before each of them, likewise.
@@ -85,6 +87,7 @@ class GrowthEngine:
         self.losses: list[float | None] = []
         self.training_losses: list[float | None] = []
         self.records: list[SeedRecord] = []
+        self.on_decided: Callable[[Observation, Sequence[Decision]], None] | None = None
         self._stop_patience: int | None = None
         self._last_round: int | None = None
         self._assessments: tuple[Assessment, ...] | None = None
@@ -159,6 +162,8 @@ class GrowthEngine:
                 break
             observation = answered
             decisions = self.tamiyo.decide(observation)
+        if self.on_decided is not None:
+            self.on_decided(observation, decisions)
         return decisions
 
     def _measured(self, observation: Observation, asked: Sequence[Measure], measure: Measurer) -> Observation:
@@ -270,6 +275,7 @@ class GrowthEngine:
             training_losses=tuple(self.training_losses),
             last_round=self._last_round,
             stop_patience=self._stop_patience,
+            outcomes=outcomes_of(self.reports().values()),
             layers=self._views(),
             can_measure=can_measure,
             deferred=dict(self._deferred),
@@ -278,6 +284,10 @@ class GrowthEngine:
             resizings=self._resizings,
             penalised=self._penalised,
         )
+
+    def reports(self) -> dict[tuple[str, int, int], FieldReport]:
+        """Field reports of the seeds that have ended, by layer, chunk and generation."""
+        return reports_of(self.records, self.losses, self.layers, self.step)
 
     def _views(self) -> tuple[LayerView, ...]:
         places = enumerate(self.layers.items())

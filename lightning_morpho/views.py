@@ -1,13 +1,16 @@
-"""What Tamiyo sees of a layer."""
+"""What Tamiyo sees of layers, and of the seeds that have ended."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 
 from lightning_morpho.blueprints import Span
 from lightning_morpho.layers import HybridKasminaLayer, SeedBeds
 from lightning_morpho.lifecycle import Stage
-from lightning_morpho.tamiyo import LayerView, SeedView
+from lightning_morpho.tamiyo import LayerView, Outcome, SeedView
+from lightning_morpho.telemetry.events import SeedRecord
+from lightning_morpho.telemetry.field_reports import ENDED, FieldReport, by_kind_and_layer, field_report
 
 _DIGITS = 3
 """Significant digits of a statistic: what the event log keeps is then what was decided on, in a third of the space."""
@@ -53,7 +56,7 @@ def _seed_views(layer: HybridKasminaLayer) -> tuple[SeedView, ...]:
                 alpha=seed.alpha,
                 bed=seed.bed,
                 fading=bool(state.fading[chunk]),
-                due=seeds.stages.due(chunk),
+                due=bool(seeds.stages.due(chunk)),
                 units=_units_alive(seeds, seed.bed),
             )
         )
@@ -72,3 +75,38 @@ def rounded(values: Iterable[float]) -> tuple[float, ...]:
         (0.123, 1230.0, nan)
     """
     return tuple(float(f"{value:.{_DIGITS}g}") for value in values)
+
+
+def reports_of(
+    records: Sequence[SeedRecord], losses: Sequence[float | None], layers: Mapping[str, HybridKasminaLayer], step: int
+) -> dict[tuple[str, int, int], FieldReport]:
+    """Field reports of the seeds that have ended.
+
+    Args:
+        records: Records of all seeds.
+        losses: Validation loss at each tick.
+        layers: The hybrid layers by name.
+        step: Optimizer steps done.
+    """
+    positions = {name: position for position, name in enumerate(layers)}
+    sharing = Counter((record.layer, record.born_tick) for record in records)
+    return {
+        record.key: field_report(
+            record,
+            losses,
+            place=(positions[record.layer], len(positions)),
+            parameters=layers[record.layer].morpho.blueprint.numel() / sharing[record.layer, record.born_tick],
+            step=step,
+            seconds=None,
+        )
+        for record in records
+        if record.stage in ENDED and record.layer in layers
+    }
+
+
+def outcomes_of(reports: Iterable[FieldReport]) -> tuple[Outcome, ...]:
+    """What seeds were worth, by blueprint and layer."""
+    return tuple(
+        Outcome.of(kind, layer, [(report.gain or 0.0, report.parameters) for report in group])
+        for (kind, layer), group in by_kind_and_layer(reports).items()
+    )

@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from lightning_morpho.cli import ab, export, flags, inspect, reference, report, watch
+from lightning_morpho.cli import ab, export, flags, inspect, reference, replay, report, watch
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -16,12 +16,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: Command line; None: this process's.
 
     Returns:
-        0 if all went well, 1 if the answer is no (``flags verify``, ``flags show --is-on``, ``ab --require``),
+        0 if all went well, 1 if the answer is no (``flags verify``, ``flags show --is-on``, ``ab --require``,
+        ``replay``),
         2 if something is wrong with the command, its files or its values.
     """
     parser = argparse.ArgumentParser(prog="morpho", description="Steer and look at networks that grow.")
     commands = parser.add_subparsers(dest="command", required=True)
-    for module in (report, watch, inspect, export, flags, ab, reference):
+    for module in (report, watch, inspect, export, flags, ab, replay, reference):
         module.add_parser(commands)
     options = parser.parse_args(arguments)
     try:

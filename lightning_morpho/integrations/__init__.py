@@ -4,6 +4,7 @@ from lightning_morpho.integrations.averaging import align_averages, rebuild_aver
 from lightning_morpho.integrations.compilation import allow_recompilations, is_compiled
 from lightning_morpho.integrations.description import describe_run
 from lightning_morpho.integrations.duration import tick_steps, total_steps
+from lightning_morpho.integrations.journal import Journal
 from lightning_morpho.integrations.ranks import gather_objects
 from lightning_morpho.integrations.reporting import Reporter
 from lightning_morpho.integrations.rollout import TrainerRollout
@@ -22,6 +23,7 @@ from lightning_morpho.integrations.validation import (
 __all__ = [
     "HeldOutCredit",
     "HeldOutSizer",
+    "Journal",
     "Reporter",
     "gather_objects",
     "describe_run",

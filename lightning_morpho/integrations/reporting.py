@@ -90,6 +90,11 @@ class Reporter:
         """Whether there are events to tell."""
         return bool(self._events)
 
+    @property
+    def folder(self) -> Path | None:
+        """Where this process writes; None if it writes nothing."""
+        return self._path.parent if self._path is not None and self.trainer.is_global_zero else None
+
     def write(self, entry: dict[str, Any]) -> None:
         """Add one line to the event log."""
         if self._path is not None and self.trainer.is_global_zero:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -156,6 +156,48 @@ class Resizing:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What the seeds of one blueprint in one layer were worth, those that have ended and were measured.
+
+    Attributes:
+        kind: Name of the blueprint.
+        layer: Name of the layer.
+        count: Seeds.
+        gain: Mean of their gains: rise of the held-out loss without the seed, as a share of the loss at its
+            germination, in [-1, 1].
+        spread: Sum of the squared deviations from that mean.
+        parameters: Mean number of parameters of such a seed.
+    """
+
+    kind: str
+    layer: str
+    count: int
+    gain: float
+    spread: float
+    parameters: float
+
+    @classmethod
+    def of(cls, kind: str, layer: str, seeds: Sequence[tuple[float, float]]) -> Outcome:
+        """Summary of some seeds.
+
+        Args:
+            kind: Name of the blueprint.
+            layer: Name of the layer.
+            seeds: Gain and parameters of each, at least one.
+
+        Example:
+            >>> Outcome.of("span", "net.2", [(0.1, 40), (0.3, 40)])
+            Outcome(kind='span', layer='net.2', count=2, gain=0.2, spread=0.02, parameters=40.0)
+        """
+        gain = sum(g for g, _ in seeds) / len(seeds)
+        spread = sum((g - gain) ** 2 for g, _ in seeds)
+        size = sum(p for _, p in seeds) / len(seeds)
+        return cls(
+            kind=kind, layer=layer, count=len(seeds), gain=round(gain, 6), spread=round(spread, 6), parameters=size
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Observation:
     """All that a decision rests on; equal on every rank.
 
@@ -169,6 +211,7 @@ class Observation:
         stop_patience: Validations without progress after which EarlyStopping ends the training, at the least; None
             if there is none.
         layers: All hybrid layers.
+        outcomes: What the seeds that have ended in this run were worth.
         measurements: Results of the measurements asked for at this tick.
         can_measure: Whether a held-out loss can be had at all.
         unmeasured: What was asked for at this tick and did not fit into its passes.
@@ -188,6 +231,7 @@ class Observation:
     training_losses: tuple[float | None, ...] = ()
     last_round: int | None = None
     stop_patience: int | None = None
+    outcomes: tuple[Outcome, ...] = ()
     measurements: tuple[Measurement, ...] = ()
     can_measure: bool = True
     unmeasured: frozenset[Group] = frozenset()

@@ -30,8 +30,8 @@ DECISIONS: Mapping[str, type[Any]] = {kind.__name__: kind for kind in typing.get
 def to_plain(value: Any) -> Plain:
     """A frozen dataclass of ours, or a value in one, as JSON can hold it; fields at their default are left out.
 
-    Numbers that JSON does not know become the strings ``"nan"``, ``"inf"`` and ``"-inf"``; a mapping becomes a list
-    of pairs, a set a sorted list.
+    Numbers that JSON does not know become the strings ``"nan"``, ``"inf"`` and ``"-inf"``; a mapping whose keys are
+    no strings becomes a list of pairs, a set a sorted list.
 
     Example:
         >>> from lightning_morpho.tamiyo import Measurement
@@ -50,6 +50,8 @@ def to_plain(value: Any) -> Plain:
         present = ((item, getattr(value, item.name)) for item in dataclasses.fields(value))
         return {item.name: to_plain(v) for item, v in present if not _is_default(item, v)}
     if isinstance(value, Mapping):
+        if all(isinstance(key, str) for key in value):
+            return {key: to_plain(item) for key, item in value.items()}
         return [[to_plain(key), to_plain(item)] for key, item in value.items()]
     if isinstance(value, (set, frozenset)):
         return sorted((to_plain(item) for item in value), key=json.dumps)
@@ -91,10 +93,11 @@ def from_plain(kind: Any, plain: Plain) -> Any:
     if origin is frozenset:
         return frozenset(from_plain(arguments[0], item) for item in plain)
     if origin is not None and isinstance(origin, type) and issubclass(origin, Mapping):
-        return {from_plain(arguments[0], key): from_plain(arguments[1], item) for key, item in plain}
+        pairs = plain.items() if isinstance(plain, dict) else plain
+        return {from_plain(arguments[0], key): from_plain(arguments[1], item) for key, item in pairs}
     if isinstance(kind, type) and issubclass(kind, Enum):
         return kind(plain)
-    return float(plain) if kind is float else plain
+    return float(plain) if kind is float and isinstance(plain, str) else plain
 
 
 def _union(kinds: Sequence[Any], plain: Plain) -> Any:

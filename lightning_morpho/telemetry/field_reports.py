@@ -1,0 +1,157 @@
+"""Field reports: what each seed was worth and what it cost, kept for later runs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from lightning_morpho.lifecycle import Stage
+from lightning_morpho.telemetry.events import SeedRecord, read_events
+
+FIELD_REPORTS_FILE = "morpho_field_reports.jsonl"
+
+ENDED = frozenset(
+    stage.name for stage in (Stage.FOSSILIZED, Stage.CULLED, Stage.CANCELLED, Stage.ROLLED_BACK, Stage.ERROR_RECOVERY)
+)
+"""Stages in which a seed leaves its report."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FieldReport:
+    """The record that a seed leaves when it ends.
+
+    Attributes:
+        layer: Name of its layer.
+        chunk: Its chunk.
+        generation: How many seeds the chunk had before.
+        kind: Blueprint that it grew.
+        position: Place of its layer among the model's layers, from 0, and of how many.
+        layers: Layers of the model in which seeds grow.
+        end: Name of the stage in which it ended.
+        reason: Why.
+        before: Validation loss at its germination, None if there was none.
+        after: Validation loss at its end, likewise.
+        rise: Mean rise of the held-out loss without it, None if it was not measured.
+        lower: One-sided lower confidence bound of that, likewise.
+        upper: ... and the upper one.
+        confidence: Level of each bound, likewise.
+        parameters: Parameters that it holds: its part of the bed.
+        ticks: Ticks from germination to end.
+        steps: Optimizer steps.
+        seconds: Time on the clock, None if the run was interrupted in between.
+    """
+
+    layer: str
+    chunk: int
+    generation: int
+    kind: str
+    position: int
+    layers: int
+    end: str
+    reason: str
+    before: float | None
+    after: float | None
+    rise: float | None
+    lower: float | None
+    upper: float | None
+    confidence: float | None
+    parameters: float
+    ticks: int
+    steps: int
+    seconds: float | None
+
+    @property
+    def gain(self) -> float | None:
+        """Rise of the loss without it as a share of the loss at its germination, in [-1, 1]; None if not measured."""
+        if self.rise is None or not self.before:
+            return None
+        return max(-1.0, min(1.0, self.rise / abs(self.before)))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as they stand in the file."""
+        return asdict(self)
+
+
+def field_report(
+    record: SeedRecord,
+    losses: Sequence[float | None],
+    *,
+    place: tuple[int, int],
+    parameters: float,
+    step: int,
+    seconds: float | None,
+) -> FieldReport:
+    """The report of a seed that has ended.
+
+    Args:
+        record: Its record.
+        losses: Validation loss at each tick.
+        place: Position of its layer, and how many there are.
+        parameters: Parameters that it holds.
+        step: Optimizer steps done.
+        seconds: Time since its germination.
+    """
+    figures = record.figures
+    rise, lower = _finite(figures.get("rise")), _finite(figures.get("lower"))
+    upper = None if rise is None or lower is None else 2 * rise - lower  # the bound is symmetric
+    return FieldReport(
+        layer=record.layer,
+        chunk=record.chunk,
+        generation=record.generation,
+        kind=record.blueprint,
+        position=place[0],
+        layers=place[1],
+        end=record.stage,
+        reason=record.reason,
+        before=_at(losses, record.born_tick),
+        after=_at(losses, record.tick),
+        rise=rise,
+        lower=lower,
+        upper=upper,
+        confidence=_finite(figures.get("confidence")),
+        parameters=parameters,
+        ticks=record.tick - record.born_tick,
+        steps=step - record.born_step,
+        seconds=seconds,
+    )
+
+
+def _at(losses: Sequence[float | None], tick: int) -> float | None:
+    return losses[tick - 1] if 1 <= tick <= len(losses) else None
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
+
+
+def read_field_reports(path: Path) -> list[FieldReport]:
+    """The reports in a file, or in all files of that name under a folder.
+
+    Raises:
+        ValueError: If there is none, or a line is no field report.
+    """
+    files = [path] if path.is_file() else sorted(path.rglob(FIELD_REPORTS_FILE))
+    if not files:
+        raise ValueError(
+            f"`{path}` must be a file of field reports or a folder with {FIELD_REPORTS_FILE}; it is neither."
+        )
+    return [_parse(entry, file) for file in files for entry in read_events(file)]
+
+
+def _parse(entry: Mapping[str, Any], file: Path) -> FieldReport:
+    known = [item.name for item in fields(FieldReport)]
+    if set(entry) != set(known):
+        raise ValueError(f"`{file}` holds a line that is no field report: it has {sorted(entry)}, expected {known}.")
+    return FieldReport(**entry)
+
+
+def by_kind_and_layer(reports: Iterable[FieldReport]) -> dict[tuple[str, str], list[FieldReport]]:
+    """Reports with a measured gain by blueprint and layer, in their order."""
+    groups: dict[tuple[str, str], list[FieldReport]] = {}
+    for report in reports:
+        if report.gain is not None:
+            groups.setdefault((report.kind, report.layer), []).append(report)
+    return groups
