@@ -24,6 +24,7 @@ from lightning_morpho.config import (
     BlueprintConfig,
     BudgetConfig,
     CreditConfig,
+    GraftingConfig,
     LayersConfig,
     LifecycleConfig,
     MorphoConfig,
@@ -53,6 +54,7 @@ from lightning_morpho.integrations import (
     rebuild_averages,
     reshard_,
     stop_patience,
+    tell_loss_scale,
     tick_steps,
     total_steps,
 )
@@ -79,7 +81,8 @@ class MorphoCallback(Callback):
     Args:
         layers: Which layers grow, and how finely.
         blueprint: What grows at a germination.
-        lifecycle: How long a seed stays in each stage.
+        lifecycle: Which stages a seed passes, and how long it stays in each.
+        grafting: How a seed's output enters the host.
         warmup: Warm-up of newborns.
         budget: Limit on added parameters.
         rollout: Who grows at all.
@@ -117,6 +120,7 @@ class MorphoCallback(Callback):
         layers: LayersConfig | None = None,
         blueprint: BlueprintConfig | None = None,
         lifecycle: LifecycleConfig | None = None,
+        grafting: GraftingConfig | None = None,
         warmup: WarmupConfig | None = None,
         budget: BudgetConfig | None = None,
         rollout: RolloutConfig | None = None,
@@ -150,6 +154,7 @@ class MorphoCallback(Callback):
             layers=LayersConfig() if layers is None else layers,
             blueprint=blueprint,
             lifecycle=LifecycleConfig() if lifecycle is None else lifecycle,
+            grafting=GraftingConfig() if grafting is None else grafting,
             warmup=WarmupConfig() if warmup is None else warmup,
             budget=BudgetConfig() if budget is None else budget,
             rollout=RolloutConfig() if rollout is None else rollout,
@@ -344,6 +349,7 @@ class MorphoCallback(Callback):
             return
         self._reporter.sampler.open(self._batches)
         clear_taps(self.engine.layers.values())
+        tell_loss_scale(trainer, self.engine.layers)
         if self._watching:
             self._probe = PairProbe(pl_module)
             self._probe.__enter__()

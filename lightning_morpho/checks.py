@@ -80,6 +80,23 @@ def suggest(name: str, known: Iterable[str]) -> str:
     return f"{question}Known: {', '.join(names)}."
 
 
+def check_choice(value: object, name: str, choices: Iterable[str]) -> None:
+    """Refuse what is none of the choices.
+
+    Raises:
+        ValueError: With those there are.
+
+    Example:
+        >>> check_choice("linar", "grafting.curve", ["linear", "cosine"])
+        Traceback (most recent call last):
+            ...
+        ValueError: `grafting.curve` can't be 'linar': did you mean `linear`? Known: linear, cosine.
+    """
+    known = list(choices)
+    if value not in known:
+        raise ValueError(f"`{name}` can't be {value!r}: {suggest(str(value), known)}")
+
+
 def named_arguments(cls: type[T]) -> type[T]:
     """Let a class say which keyword argument it does not know, and which one was probably meant."""
     original: Callable[..., None] = cls.__init__

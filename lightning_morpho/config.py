@@ -11,7 +11,16 @@ import math
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
-from lightning_morpho.checks import as_patterns, check, check_flags, is_count, is_fraction, is_name, named_arguments
+from lightning_morpho.checks import (
+    as_patterns,
+    check,
+    check_flags,
+    is_count,
+    is_fraction,
+    is_name,
+    named_arguments,
+)
+from lightning_morpho.lifecycle_config import GraftingConfig, LifecycleConfig
 from lightning_morpho.rollout_config import FlagConfig, GuardConfig, RampConfig, RolloutConfig
 
 __all__ = [
@@ -19,6 +28,7 @@ __all__ = [
     "BudgetConfig",
     "CreditConfig",
     "FlagConfig",
+    "GraftingConfig",
     "GuardConfig",
     "LayersConfig",
     "LifecycleConfig",
@@ -148,50 +158,6 @@ class WarmupConfig:
 
 @named_arguments
 @dataclass(frozen=True, kw_only=True)
-class LifecycleConfig:
-    """How long a seed stays in each stage. All times are decision ticks.
-
-    Args:
-        active_ticks: Ticks in ACTIVE before a seed may be judged, ``>= 0``.
-        timeout_ticks: Ticks after which a stage is left in any case, ``>= 1``; must not be below
-            ``active_ticks``.
-        embargo_ticks: Ticks a culled seed waits before its chunk may germinate again, ``>= 0``.
-        recovery_ticks: Ticks a seed that ended in ERROR_RECOVERY waits before its chunk may germinate again, ``>= 0``.
-        max_errors: Contained errors after which a seed ends in ERROR_RECOVERY, ``>= 1``.
-        alpha_step: Largest change of alpha a tick, in (0, 1]: a culled seed fades out by it.
-        train_fossils: Whether kept seeds go on training with the host (else they are frozen).
-    """
-
-    active_ticks: int = 3
-    timeout_ticks: int = 100
-    embargo_ticks: int = 5
-    recovery_ticks: int = 5
-    max_errors: int = 3
-    alpha_step: float = 0.25
-    train_fossils: bool = True
-
-    def __post_init__(self) -> None:
-        check_flags(self, "lifecycle", "train_fossils")
-        check(is_count(self.active_ticks, 0), "lifecycle.active_ticks", "at least 0 ticks", self.active_ticks)
-        check(
-            is_count(self.timeout_ticks) and self.timeout_ticks >= self.active_ticks,
-            "lifecycle.timeout_ticks",
-            f"at least 1 tick and not below `lifecycle.active_ticks` ({self.active_ticks})",
-            self.timeout_ticks,
-        )
-        check(is_count(self.embargo_ticks, 0), "lifecycle.embargo_ticks", "at least 0 ticks", self.embargo_ticks)
-        check(is_count(self.recovery_ticks, 0), "lifecycle.recovery_ticks", "at least 0 ticks", self.recovery_ticks)
-        check(is_count(self.max_errors), "lifecycle.max_errors", "at least 1 error", self.max_errors)
-        check(
-            is_fraction(self.alpha_step) and self.alpha_step > 0,
-            "lifecycle.alpha_step",
-            "in (0, 1]",
-            self.alpha_step,
-        )
-
-
-@named_arguments
-@dataclass(frozen=True, kw_only=True)
 class BudgetConfig:
     """A hard limit on what growth may add.
 
@@ -299,7 +265,8 @@ class MorphoConfig:
     Args:
         layers: Which layers grow, and how finely.
         blueprint: What grows at a germination.
-        lifecycle: How long a seed stays in each stage.
+        lifecycle: Which stages a seed passes, and how long it stays in each.
+        grafting: How a seed's output enters the host.
         warmup: Warm-up of newborns.
         budget: Limit on added parameters.
         rollout: Who grows at all.
@@ -310,6 +277,7 @@ class MorphoConfig:
     layers: LayersConfig = field(default_factory=LayersConfig)
     blueprint: BlueprintConfig = field(default_factory=BlueprintConfig)
     lifecycle: LifecycleConfig = field(default_factory=LifecycleConfig)
+    grafting: GraftingConfig = field(default_factory=GraftingConfig)
     warmup: WarmupConfig = field(default_factory=WarmupConfig)
     budget: BudgetConfig = field(default_factory=BudgetConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)

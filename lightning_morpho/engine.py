@@ -141,7 +141,7 @@ class GrowthEngine:
         self._stop_patience = stop_patience
         self._waited |= self.layers.keys() - self.on.keys()
         for layer in self.on.values():
-            layer.morpho.advance()
+            layer.advance(self.losses)
         observation = replace(self.observe(step, total_steps, measure is not None), can_size=sizer is not None)
         decisions = self._decide(observation, measure, sizer)
         with ExitStack() as together:
@@ -170,6 +170,7 @@ class GrowthEngine:
         seeds = [key for d in asked for key in d.seeds]
         together = [group for d in asked for group in d.together]
         results = tuple(measure(seeds, together))
+        self._note_evidence(results)
         done = {frozenset(m.seeds) for m in results} | {frozenset({key}) for m in results for key in m.seeds}
         unmeasured = [g for g in (*((key,) for key in seeds), *together) if frozenset(g) not in done]
         return replace(
@@ -220,6 +221,11 @@ class GrowthEngine:
 
     def _tell(self, kind: str, layer: str, figures: Mapping[str, float], text: str) -> None:
         self.on_event(Finding(tick=self.ticks, step=self.step, kind=kind, layer=layer, figures=figures, text=text))
+
+    def _note_evidence(self, measurements: Sequence[Measurement]) -> None:
+        for result in measurements:
+            for layer, chunk in result.seeds:
+                self.layers[layer].morpho.stages.note_evidence(chunk, {"rise": result.rise, "lower": result.lower})
 
     def _apply(self, decision: Decision) -> None:
         if isinstance(decision, Germinate):

@@ -1,4 +1,32 @@
-"""Stages of a seed and the transitions between them, as data, with the one function that checks them."""
+"""Stages of a seed and the transitions between them, as data, with the one function that checks them.
+
+What a stage does. *Forward* is what the seed changes in the layer's output, and with it in the host's gradient;
+*seed* is what its own parameters do.
+
+================ ======================================== =======================================================
+stage            forward                                  seed
+================ ======================================== =======================================================
+DORMANT          nothing, at no cost                      has none
+LOADING          alpha times its output                   trains, its updates warmed up; alpha may still rise
+ACTIVE           alpha times its output                   trains; judged after ``active_ticks``
+GERMINATED       nothing                                  rests: has its bed, no gradient, no optimizer state
+TRAINING         nothing: values and gradients bit-equal  rests; with ``incubation: boosting`` trains, warmed up, on
+                 to those without the seed                the negative gradient of its chunk's output
+GRAFTING         alpha times its output; alpha rises      trains, its updates warmed up
+STABILIZATION    alpha times its output                   trains, until its warm-up is over
+EVALUATING       alpha times its output                   trains; judged after ``active_ticks``
+FINE_TUNING      alpha times its output                   trains at ``fine_tuning_rate`` of the optimizer's update
+FOSSILIZED       alpha times its output, for good         trains with the host, or is frozen (``train_fossils``)
+CULLED,          nothing                                  its place in the bed is free; the chunk waits until it
+CANCELLED,                                                may germinate again
+ROLLED_BACK,
+ERROR_RECOVERY
+================ ======================================== =======================================================
+
+A seed on its way out stays in its stage while alpha falls. Its host is never touched by a change of stage: alpha
+moves at ticks alone, by ``alpha_step`` at most. Three exceptions: a seed that gives exactly zero at birth may start at
+alpha 1, and a contained error and a rollback set alpha to 0 at once.
+"""
 
 from __future__ import annotations
 
@@ -40,6 +68,8 @@ class Lifecycle:
         exits: Stages that a stage may be left for besides the next one on the path.
         recovery: Stages in which a seed waits until it may return to DORMANT.
         judged: Stage in which a seed waits for the verdict on it; kept, it goes on along the path.
+        silent: Live stages in which alpha is 0.
+        rising: Stage that lasts while alpha rises for the first time.
     """
 
     name: str
@@ -47,6 +77,8 @@ class Lifecycle:
     exits: Mapping[Stage, frozenset[Stage]]
     recovery: frozenset[Stage]
     judged: Stage
+    silent: frozenset[Stage]
+    rising: Stage
 
     @property
     def live(self) -> frozenset[Stage]:
@@ -114,6 +146,8 @@ PHASE1 = Lifecycle(
     exits=_exits("LOADING ACTIVE", "CULLED ERROR_RECOVERY"),
     recovery=frozenset({Stage.CULLED, Stage.ERROR_RECOVERY}),
     judged=Stage.ACTIVE,
+    silent=frozenset(),
+    rising=Stage.LOADING,
 )
 
 FULL = Lifecycle(
@@ -135,6 +169,8 @@ FULL = Lifecycle(
     },
     recovery=frozenset({Stage.CULLED, Stage.CANCELLED, Stage.ROLLED_BACK, Stage.ERROR_RECOVERY}),
     judged=Stage.EVALUATING,
+    silent=frozenset({Stage.GERMINATED, Stage.TRAINING}),
+    rising=Stage.GRAFTING,
 )
 
 LIFECYCLES: Mapping[str, Lifecycle] = {table.name: table for table in (PHASE1, FULL)}

@@ -149,10 +149,12 @@ class OptimizerLink:
         self._note_rates()
         self.drop_stale_state()
         clear_taps(self.layers.values())
+        for layer in self._layers[index]:
+            layer.morpho.note_gradients()
         self._before[index] = [
-            (local_part(p.detach()), local_part(p.detach()).clone(), (bed.steps + 1) / bed.warmup)
+            (local_part(p.detach()), local_part(p.detach()).clone(), bed.share)
             for bed in self._beds[index]
-            if bed.newborn
+            if bed.moving and bed.share < 1
             for p in bed.parameters()
         ]
 
@@ -169,7 +171,7 @@ class OptimizerLink:
         if not any(float(group["lr"]) for group in self.optimizers[index].param_groups):
             return  # moves nothing: torch makes such a step to create state that a sharded checkpoint needs
         for bed in self._beds[index]:
-            if not (bed.free or bed.paused):
+            if bed.moving:
                 bed.count_step()
         for layer in self._layers[index]:
             layer.morpho.steps += 1

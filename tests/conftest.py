@@ -14,6 +14,7 @@ from torch import nn
 
 from lightning_morpho import (
     BlueprintConfig,
+    GraftingConfig,
     HybridKasminaLayer,
     LayersConfig,
     LifecycleConfig,
@@ -38,14 +39,25 @@ def _same_random_numbers_in_every_order():
 
 @pytest.fixture
 def morpho_config() -> Callable[..., MorphoConfig]:
-    """A configuration with small beds; keyword arguments not named here are the lifecycle's."""
+    """A configuration with small beds; keyword arguments not named here are the lifecycle's, whose kind is `table`."""
 
-    def make(kind="neurons", seeds=2, beds=1, hidden=3, activation="relu", warmup=0, **lifecycle) -> MorphoConfig:
+    def make(
+        kind="neurons",
+        seeds=2,
+        beds=1,
+        hidden=3,
+        activation="relu",
+        warmup=0,
+        table="phase1",
+        grafting=None,
+        **lifecycle,
+    ) -> MorphoConfig:
         return MorphoConfig(
             layers=LayersConfig(num_seeds=seeds, beds=beds),
             blueprint=BlueprintConfig(kind=kind, hidden=hidden, activation=activation),
             warmup=WarmupConfig(steps=warmup, min_steps=warmup),
-            lifecycle=LifecycleConfig(**{"active_ticks": 0, "embargo_ticks": 0, **lifecycle}),
+            lifecycle=LifecycleConfig(**{"kind": table, "active_ticks": 0, "embargo_ticks": 0, **lifecycle}),
+            grafting=GraftingConfig() if grafting is None else grafting,
         )
 
     return make

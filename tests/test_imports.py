@@ -12,9 +12,10 @@ PACKAGE = Path(__file__).parent.parent / "lightning_morpho"
 ORDER = [
     "checks",
     "evidence",
+    "lifecycle",
+    "lifecycle_config",
     "rollout_config",
     "config",
-    "lifecycle",
     "random_state",
     "chunks",
     "state",
@@ -122,6 +123,8 @@ def test_tasks_are_used_by_the_application_alone(file):
     assert unit(file) in ("tasks", "train") or "tasks" not in own(file)
 
 
-@pytest.mark.parametrize("file", ["checks.py", "evidence.py", "rollout_config.py", "config.py", "lifecycle.py"])
+@pytest.mark.parametrize(
+    "file", ["checks.py", "evidence.py", "lifecycle_config.py", "rollout_config.py", "config.py", "lifecycle.py"]
+)
 def test_configuration_and_lifecycle_need_the_standard_library_alone(file):
     assert top_level(file) <= {*sys.stdlib_module_names, PACKAGE.name}

@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 import lightning_morpho
 from lightning_morpho import MorphoCallback, RampConfig
+from lightning_morpho.lifecycle_config import PRESETS as GRAFTING_PRESETS
 from lightning_morpho.tasks import ConvClassifier
 from lightning_morpho.telemetry.plots import plot_growth
 from lightning_morpho.train import SECTIONS, train
@@ -35,6 +36,8 @@ CHANGES = {
     "layers/adapt": {"num_seeds": 1, "beds": 2},
     "lifecycle/adapt": {"active_ticks": 0, "alpha_step": 1.0},
     "credit/adapt": {"max_groups": 256, "measurements": 1024},
+    "lifecycle/full": {"kind": "full"},
+    **{f"grafting/{n}": {"ramp": True, "curve": c, "gate": g} for n, (c, g) in GRAFTING_PRESETS.items()},
     "rollout/off": {"enabled": False},
     "rollout/canary": {"percentage": 5.0},
     "rollout/half": {"percentage": 50.0},

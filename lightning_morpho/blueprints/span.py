@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lightning_morpho.blueprints.base import Blueprint, register_blueprint, uniform_
@@ -126,6 +127,7 @@ class Span(Blueprint):
         links: Sequence[tuple[Tensor, Tensor]] = (),
         *,
         training: bool = False,
+        apart: bool = False,
     ) -> Tensor:
         """The new hidden units, as the consumer would read them.
 
@@ -135,6 +137,8 @@ class Span(Blueprint):
             sources: Input of each producer.
             links: New units of the layer before and the weights that read them.
             training: Whether functional dropout on the way drops.
+            apart: Leave no trace in the host: no dropout, whose random numbers are the host's, and no gradient in
+                parameters of its modules.
 
         Returns:
             ``columns`` features in the consumer's input layout.
@@ -145,15 +149,23 @@ class Span(Blueprint):
             h = site.project(sources[k], parameters[f"w_in{k}"], parameters.get(f"b_in{k}"))
             for units, weight in links:
                 h = h + site.project(units, weight)
-            made.append(self._pass(h, branch, own, training))
-        return self._pass(made[0] if len(made) == 1 else made[0] * made[1], self.route.pair.steps, own, training)
+            made.append(self._pass(h, branch, own, training, apart))
+        joined = made[0] if len(made) == 1 else made[0] * made[1]
+        return self._pass(joined, self.route.pair.steps, own, training, apart)
 
-    def _pass(self, h: Tensor, steps: Sequence[Step], norms: Iterator[nn.Module], training: bool) -> Tensor:
+    def _pass(
+        self, h: Tensor, steps: Sequence[Step], norms: Iterator[nn.Module], training: bool, apart: bool
+    ) -> Tensor:
         for step in steps:
             if step.kind == "norm":
                 norm, host = next(norms), step.module
                 assert isinstance(norm, _BatchNorm) and isinstance(host, _BatchNorm)
                 h = _follow(norm, host)(h)
+            elif apart and step.kind == "dropout":
+                continue
+            elif apart and step.module is not None:
+                frozen = {name: p.detach() for name, p in step.module.named_parameters()}
+                h = functional_call(step.module, frozen, h)
             else:
                 h = step.apply(h, training)
         return h

@@ -16,6 +16,7 @@ SECTIONS: tuple[tuple[str, type], ...] = (
     ("morpho.layers", config.LayersConfig),
     ("morpho.blueprint", config.BlueprintConfig),
     ("morpho.lifecycle", config.LifecycleConfig),
+    ("morpho.grafting", config.GraftingConfig),
     ("morpho.warmup", config.WarmupConfig),
     ("morpho.budget", config.BudgetConfig),
     ("morpho.rollout", config.RolloutConfig),

@@ -43,7 +43,8 @@ def row_alpha(seeds: SeedBeds, index: int) -> Tensor:
 
 def folds(layer: HybridKasminaLayer) -> bool:
     """Whether the live seeds of a layer become part of its weights, which must be plain parameters for that."""
-    return layer.morpho.blueprint.folds and "weight" in layer._parameters
+    adds = layer.morpho.config.grafting.blend == "add"
+    return adds and layer.morpho.blueprint.folds and "weight" in layer._parameters
 
 
 def folded_weights(layer: HybridKasminaLayer) -> Weights | None:

@@ -62,4 +62,6 @@ def _obstacle(layer: HybridKasminaLayer) -> str | None:
         return "the rollout has the layer switched off"
     if isinstance(layer.morpho.blueprint, Span) or not layer.morpho.blueprint.folds:
         return f"`{layer.morpho.kind}` does not fold here"
+    if layer.morpho.config.grafting.blend != "add":
+        return f"`grafting.blend: {layer.morpho.config.grafting.blend}` does not fold"
     return None if folds(layer) else "its weight is computed by a parametrization; remove that first"

@@ -8,6 +8,7 @@ from lightning_morpho.integrations.journal import Journal
 from lightning_morpho.integrations.ranks import gather_objects
 from lightning_morpho.integrations.reporting import Reporter
 from lightning_morpho.integrations.rollout import TrainerRollout
+from lightning_morpho.integrations.scaling import tell_loss_scale
 from lightning_morpho.integrations.sharding import reshard_
 from lightning_morpho.integrations.sizing import HeldOutSizer
 from lightning_morpho.integrations.training import TrainingLoss, stop_patience
@@ -41,5 +42,6 @@ __all__ = [
     "leave_unwrapped",
     "loss_of",
     "stop_patience",
+    "tell_loss_scale",
     "validation_loss",
 ]

@@ -51,6 +51,8 @@ class GrownParameters(nn.Module):
         warmup: Optimizer steps of the newborn warm-up.
         stale: Whether optimizers may still hold state of an earlier use.
         paused: Whether its layer is switched off: then nothing may move it.
+        resting: Whether it waits: taken, but not trained yet.
+        rate: Share of the optimizer's update that it makes after its warm-up.
         lent: Whether it takes part in compiled graphs although it is free: it adds exactly zero.
         waiting: Whether it was loaded before its first step and waits for the optimizers' state to be loaded.
     """
@@ -62,6 +64,8 @@ class GrownParameters(nn.Module):
         self.warmup = 0
         self.stale = False
         self.paused = False
+        self.resting = False
+        self.rate = 1.0
         self.lent = False
         self._trained = False
         self.waiting = False
@@ -83,6 +87,16 @@ class GrownParameters(nn.Module):
         return not self.free and self.steps < self.warmup
 
     @property
+    def moving(self) -> bool:
+        """Whether optimizers may move them."""
+        return not (self.free or self.paused or self.resting)
+
+    @property
+    def share(self) -> float:
+        """Share of the optimizer's update that the next step makes, in (0, 1]."""
+        return min(self.rate, (self.steps + 1) / self.warmup) if self.newborn else self.rate
+
+    @property
     def numel(self) -> int:
         """Number of parameters."""
         return sum(p.numel() for p in self.parameters())
@@ -99,6 +113,13 @@ class GrownParameters(nn.Module):
         """Start to train: fresh, and without optimizer state."""
         self._set_trainable(True)
         self.event, self.steps, self.warmup, self.stale, self.lent = event, 0, warmup, True, False
+        self.resting, self.rate = False, 1.0
+
+    def rest(self, on: bool) -> None:
+        """Wait, or start to train; no optimizer moves what waits."""
+        if on != self.resting:
+            self.resting = on
+            self._set_trainable(not on)
 
     def lend(self, on: bool) -> None:
         """Look like a live one to a compiled graph, or no longer. Its gradients are to be dropped."""
@@ -122,6 +143,7 @@ class GrownParameters(nn.Module):
                 local_part(parameter).zero_()
         self._set_trainable(False)
         self.event, self.steps, self.warmup, self.stale = -1, 0, 0, True
+        self.resting, self.rate = False, 1.0
 
     def _set_trainable(self, trainable: bool) -> None:
         for parameter in self.parameters():
@@ -135,13 +157,14 @@ class GrownParameters(nn.Module):
             "steps": self.steps,
             "warmup": self.warmup,
             "stale": self.stale,
+            "resting": self.resting,
             "trainable": not self.free and (self.waiting or any(p.requires_grad for p in self.parameters())),
         }
 
     def load_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what :meth:`to_dict` gave."""
         self.event, self.steps, self.warmup = state["event"], state["steps"], state["warmup"]
-        self.stale = state["stale"]
+        self.stale, self.resting = state["stale"], state.get("resting", False)
         # A sharded checkpoint must hold optimizer state for all that is trainable, and has none of a newborn yet.
         sharded = any(isinstance(p, DTensor) for p in self.parameters())
         self.waiting = sharded and state["trainable"] and self.steps == 0

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_morpho.blueprints import Blueprint, ChunkMLP
-from lightning_morpho.grafting import blend_add, gather_chunks, scatter_chunks
+from lightning_morpho.grafting import BLENDS, blend_add, gather_chunks, scatter_chunks
 from lightning_morpho.kernels import ActiveSet, Backend, ChunkMLPs, add_chunk_mlps, choose_backend, shared_memory
 from lightning_morpho.kernels.ops import WEIGHTS
 from lightning_morpho.layers.beds import Bed
@@ -29,6 +29,7 @@ class GraftPlan:
         previous: The plan that this one replaces. A CUDA graph captured with it stays valid as long as
             the same beds are live.
         fused: Whether fused kernels may be used.
+        blend: How seeds enter the host; kernels know ``"add"`` alone, the others take the reference.
 
     Attributes:
         backend: What computed the last forward pass, None before the first.
@@ -42,13 +43,15 @@ class GraftPlan:
         previous: GraftPlan | None = None,
         *,
         fused: bool = True,
+        blend: str = "add",
     ) -> None:
         self.blueprint = blueprint
+        self.blend = blend
         self.beds = tuple(beds)
         self.backend: Backend | None = None
         self._alphas = tuple(alphas)
         self._disjoint = len(alphas) == 1 or not (np.count_nonzero(np.stack(alphas), axis=0) > 1).any()
-        self._networks = _networks(blueprint)
+        self._networks = _networks(blueprint) if blend == "add" else None
         before: dict[Bed, ActiveSet] = {}
         if previous is not None:
             before = dict(zip(previous.beds, previous._active, strict=True))
@@ -97,22 +100,35 @@ class GraftPlan:
         self.blueprint.train(self.beds[0].training)
         parameters = [bed.values() for bed in self.beds]
         alphas = [site.chunks.expand(entry.alpha) for entry in self._active]
-        merged = self.blueprint.merge(parameters, alphas)
+        merged = self.blueprint.merge(parameters, alphas) if self.blend == "add" else None
         if merged is not None:
-            return y + self._contribution(merged, x, y)
+            return y + contribution(self.blueprint, merged, x, y)
         for values, alpha in zip(parameters, alphas, strict=True):
-            out = blend_add(out, self._contribution(values, x, y), site.per_feature(alpha))
+            delta = BLENDS[self.blend](out, contribution(self.blueprint, values, x, y))
+            out = blend_add(out, delta, site.per_feature(alpha))
         return out
 
-    def _contribution(self, parameters: Mapping[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
-        site = self.blueprint.site
-        if self.blueprint.source == "input":
-            return self.blueprint.grow(parameters, x)
-        if self.blueprint.source == "output":
-            return self.blueprint.grow(parameters, y)
-        columns = site.to_columns(y)
-        rows = self.blueprint.grow(parameters, gather_chunks(columns, site.chunks))
-        return site.from_columns(scatter_chunks(rows, site.chunks, columns.shape))
+
+def contribution(blueprint: Blueprint, parameters: Mapping[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
+    """What a bed's networks give, before blend and alpha.
+
+    Args:
+        blueprint: Kind of network and geometry of the layer; any kind but ``span``.
+        parameters: The bed's parameters.
+        x: The layer's input.
+        y: The base layer's output.
+
+    Returns:
+        Same shape as ``y``.
+    """
+    site = blueprint.site
+    if blueprint.source == "input":
+        return blueprint.grow(parameters, x)
+    if blueprint.source == "output":
+        return blueprint.grow(parameters, y)
+    columns = site.to_columns(y)
+    rows = blueprint.grow(parameters, gather_chunks(columns, site.chunks))
+    return site.from_columns(scatter_chunks(rows, site.chunks, columns.shape))
 
 
 def _networks(blueprint: Blueprint) -> ChunkMLPs | None:

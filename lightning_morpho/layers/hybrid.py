@@ -118,6 +118,14 @@ class ChunkedKasminaLayer(nn.Module):
         """
         self.morpho.cancel([chunk])
 
+    def advance(self, losses: Sequence[float | None] = ()) -> None:
+        """One decision tick, in a loop of your own: ages rise, stages advance, blend weights move.
+
+        Args:
+            losses: Validation loss at each tick so far, for the gates that look at it.
+        """
+        self.morpho.advance(losses, self.weight)  # type: ignore[arg-type]
+
     def extra_repr(self) -> str:
         """The base layer's, and the seeds'."""
         return f"{super().extra_repr()}, seeds={self.num_seeds}, beds={len(self.morpho.beds)}"
@@ -159,7 +167,7 @@ def plan_blueprint(layer: nn.Module, config: MorphoConfig, route: Route | None =
 
     Raises:
         TypeError: If the layer's type is not an eligible one.
-        ValueError: For more seeds than features, or an unknown blueprint.
+        ValueError: For more seeds than features, an unknown blueprint, or one that the blend does not suit.
     """
     if not is_eligible_type(type(layer)):
         raise TypeError(
@@ -171,8 +179,21 @@ def plan_blueprint(layer: nn.Module, config: MorphoConfig, route: Route | None =
     if blueprint.hidden == BUDGET:  # a single layer has no budget to fill; `morph_` fills that of a model
         blueprint = replace(blueprint, hidden=AUTO)
     if route is not None and kind in (AUTO, "span"):
-        return Span(site, blueprint, route)
-    return blueprint_type("neurons" if kind == AUTO else kind)(site, blueprint)
+        return _blendable(Span(site, blueprint, route), config.grafting.blend)
+    made = blueprint_type("neurons" if kind == AUTO else kind)(site, blueprint)
+    return _blendable(made, config.grafting.blend)
+
+
+def _blendable(blueprint: Blueprint, blend: str) -> Blueprint:
+    """Refuse a blend that would not do what it says with this kind of network."""
+    sources = {"add": None, "multiply": ("chunk", "input", "output"), "lerp": ("chunk",)}[blend]
+    if sources is not None and blueprint.source not in sources:
+        raise ValueError(
+            f"`grafting.blend: {blend}` can't be used with blueprint `{blueprint.kind}`, which reads the layer's "
+            f"{blueprint.source}: choose a `blueprint.kind` that reads one of {list(sources)} "
+            "(`mlp` reads the chunk), or `grafting.blend: add`."
+        )
+    return blueprint
 
 
 def plan_route(pair: Pair, consumer: nn.Module, producers: Sequence[nn.Module]) -> Route:

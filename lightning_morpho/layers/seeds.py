@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from lightning_morpho.blueprints import Blueprint, Span
 from lightning_morpho.config import MorphoConfig
 from lightning_morpho.layers.beds import Bed, GrownParameters, derived_generator
 from lightning_morpho.layers.graft import GraftPlan
+from lightning_morpho.layers.incubation import Nursery, Scale
 from lightning_morpho.layers.links import LinkTable
-from lightning_morpho.layers.span import SpanPlan, close_links_, open_links_, span_plan
+from lightning_morpho.layers.signals import SignalTracker
+from lightning_morpho.layers.span import SpanPlan, close_links_, open_links_, rest_links_, span_plan
 from lightning_morpho.layers.stages import StageMachine, Tenancy, Transition
 from lightning_morpho.layers.taps import Hidden, Tap
 from lightning_morpho.lifecycle import Lifecycle, LifecycleError, Stage
@@ -31,7 +34,7 @@ class SeedBeds(nn.Module):
         blueprint: Kind of network and geometry of the layer.
         beds: Germination events that the layer can hold at a time.
         like: The base layer's weight, for device and dtype.
-        config: Lifecycle, warm-up and random seed.
+        config: Lifecycle, grafting, warm-up and random seed.
 
     Attributes:
         kind: Name of the blueprint in the registry.
@@ -43,8 +46,12 @@ class SeedBeds(nn.Module):
         host_alive: Which of the host's own hidden units between the producers and this layer are not dead.
         steps: Optimizer steps done so far, counted by :class:`~lightning_morpho.optim.OptimizerLink`.
         stages: Stages of the seeds, and what may follow them.
+        signals: What the gates of rising alphas look at.
         health: Statistics by name, one value a chunk, as last sampled; empty before.
-        plan: What the live beds add to the output, None while all are free.
+        plan: What the live beds add to the output, None while none does.
+        nursery: Those that incubate, None while none does; spans do it in their plan.
+        incubating: Whether a seed incubates.
+        loss_scale: What the loss is multiplied by before its backward pass.
         bucketed: Whether plans hold 1, 2, 4, 8, ... beds, so that a compiled model is compiled again only that
             often, however many germinate.
         off: Whether the base implementation runs, and all seeds stand still.
@@ -59,10 +66,14 @@ class SeedBeds(nn.Module):
         self.kind = blueprint.kind
         self.steps = 0
         self.beds = nn.ModuleList(Bed(blueprint, like) for _ in range(beds))
-        self.stages = StageMachine(name, blueprint.kind, blueprint.site.chunks, config.lifecycle)
+        self.stages = StageMachine(name, self.kind, blueprint.site.chunks, config.lifecycle, config.grafting)
+        self.signals = SignalTracker(config.grafting)
         self.health: dict[str, Tensor] = {}
         self.events = 0
         self.plan: GraftPlan | SpanPlan | None = None
+        self.nursery: Nursery | None = None
+        self.incubating = False
+        self.loss_scale: Scale = 1.0
         self.off = False
         self.bucketed = False
         self.features: dict[str, bool] = {}
@@ -123,7 +134,8 @@ class SeedBeds(nn.Module):
     def idle(self) -> bool:
         """Whether a forward pass has nothing to do but the base layer."""
         tapped = self.outlet is not None and self.outlet.open
-        return not tapped and (self.off or (self.plan is None and self.observer is None))
+        nothing = self.plan is None and self.nursery is None and self.observer is None
+        return not tapped and (self.off or nothing)
 
     def _changed(self) -> None:
         if self.on_change is not None:
@@ -148,9 +160,13 @@ class SeedBeds(nn.Module):
         return out
 
     def _act(self, x: Tensor, y: Tensor) -> tuple[Tensor, Hidden]:
-        if self.plan is None:
-            return y, {}
-        return self.plan(y) if isinstance(self.plan, SpanPlan) else (self.plan(x, y), {})
+        if isinstance(self.plan, SpanPlan):
+            return self.plan(y, self.loss_scale)
+        if self.nursery is None or not torch.is_grad_enabled():
+            return y if self.plan is None else self.plan(x, y), {}
+        deltas = self.nursery.deltas(x, y)
+        out = y if self.plan is None else self.plan(x, y)
+        return self.nursery(out, deltas, self.loss_scale), {}
 
     def row_alpha(self, index: int) -> np.ndarray:
         """Blend weight of each chunk of a bed, float32 ``(N,)``; 0 where it holds no seed."""
@@ -174,18 +190,38 @@ class SeedBeds(nn.Module):
         self._outdated = self._together > 0
         if self._outdated:
             return
-        live = [i for i in range(len(self.beds)) if not self.bed_at(i).free]
+        acting = self._settle_beds()
         if self.bucketed:
-            live += self._lend_beds(len(live))
-        alphas = [self.row_alpha(i) for i in live]
-        for index, rows in zip(live, alphas, strict=True):
+            acting += self._lend_beds(len(acting))
+        alphas = [self.row_alpha(i) for i in acting]
+        for index, rows in zip(acting, alphas, strict=True):
             muted = [c for c in self._muted if self.state.bed[c] == index]
             rows[muted] = 0
-        self.plan = self._plan(live, alphas) if live else None
+        self._plan(acting, alphas)
         for tap in self.inlets:
             tap.open = not self.off and self.plan is not None
             tap.producer._changed()  # type: ignore[operator]
         self._changed()
+
+    def _settle_beds(self) -> list[int]:
+        """Let beds wait whose seeds neither act nor incubate; the others are returned."""
+        table, acting = self.lifecycle_table, []
+        for index, bed in self.live_beds().items():
+            busy = bool(self.row_alpha(index).any() or self._incubating(index).any())
+            if busy:
+                acting.append(index)
+            bed.rest(not busy and not bed.kept.any())
+            stages = {self.stages.stage(c) for c in np.flatnonzero(self.state.bed == index).tolist()} & table.live
+            bed.rate = self.config.lifecycle.fine_tuning_rate if stages == {Stage.FINE_TUNING} else 1.0
+        rest_links_(self)
+        return acting
+
+    def _incubating(self, index: int) -> np.ndarray:
+        """Which chunks of a bed incubate, bool ``(N,)``."""
+        state = self.state
+        if self.config.lifecycle.incubation == "none":
+            return np.zeros(len(state), bool)
+        return (state.bed == index) & (state.stage == Stage.TRAINING) & ~state.fading
 
     def _lend_beds(self, live: int) -> list[int]:
         """Free beds that fill the number of live ones up to a power of two."""
@@ -195,17 +231,32 @@ class SeedBeds(nn.Module):
             self.bed_at(index).lend(index in lent)
         return lent
 
-    def _plan(self, live: list[int], alphas: list[np.ndarray]) -> GraftPlan | SpanPlan:
+    def _plan(self, acting: list[int], alphas: list[np.ndarray]) -> None:
+        """Plan what these beds do."""
+        previous, self.plan, self.nursery = self.plan, None, None
+        incubating = [self._incubating(i) for i in acting]
+        self.incubating = any(rows.any() for rows in incubating)
         if self.blueprint.source == "producer":
-            return span_plan(self, live, alphas)
-        previous = self.plan if isinstance(self.plan, GraftPlan) else None
-        return GraftPlan(
-            self.blueprint,
-            [self.bed_at(i) for i in live],
-            alphas,
-            previous,
-            fused=self.features.get("fused_kernels", True),
-        )
+            self.plan = span_plan(self, acting, alphas, incubating) if acting else None
+            return
+        young = [(self.bed_at(i), rows) for i, rows in zip(acting, incubating, strict=True) if rows.any()]
+        grown = [
+            (self.bed_at(i), alpha)
+            for i, alpha, rows in zip(acting, alphas, incubating, strict=True)
+            if alpha.any() or not rows.any()
+        ]
+        blend = self.config.grafting.blend
+        if young:
+            self.nursery = Nursery(self.blueprint, [bed for bed, _ in young], [rows for _, rows in young], blend)
+        if grown:
+            self.plan = GraftPlan(
+                self.blueprint,
+                [bed for bed, _ in grown],
+                [alpha for _, alpha in grown],
+                previous if isinstance(previous, GraftPlan) else None,
+                fused=self.features.get("fused_kernels", True),
+                blend=blend,
+            )
 
     def mute(self, chunks: Iterable[int]) -> None:
         """Take the current seeds of these chunks out of the output without touching their state.
@@ -214,6 +265,11 @@ class SeedBeds(nn.Module):
         """
         self._muted = frozenset(chunks)
         self.refresh()
+
+    def live_beds(self) -> dict[int, Bed]:
+        """Beds that a germination has taken, by their index."""
+        beds = {index: self.bed_at(index) for index in range(len(self.beds))}
+        return {index: bed for index, bed in beds.items() if not bed.free}
 
     def bed_at(self, index: int) -> Bed:
         """A bed by its index."""
@@ -348,11 +404,19 @@ class SeedBeds(nn.Module):
         self.refresh()
 
     # ------------------------------------------------------------------ time
-    def advance(self) -> None:
-        """One decision tick: ages rise, stages advance, blend weights move."""
+    def advance(self, losses: Sequence[float | None] = (), weight: Tensor | None = None) -> None:
+        """One decision tick: ages rise, stages advance, blend weights move.
+
+        Args:
+            losses: Validation loss at each tick so far, for the gates that look at it.
+            weight: The base layer's weight, for the gates that look at its drift.
+        """
         if self.stages.asleep:
             return
-        moves = self.stages.advance(lambda chunk: self.bed_at(int(self.state.bed[chunk])).newborn)
+        beds, signals = self.state.bed, self.signals.read(losses, weight)
+        moves = self.stages.advance(
+            lambda chunk: self.bed_at(int(beds[chunk])).newborn, lambda chunk: signals(int(beds[chunk]))
+        )
         self._release(moves.ended)
         self._keep(moves.kept)
         self.renew()
@@ -362,6 +426,11 @@ class SeedBeds(nn.Module):
         """Put new dormant seeds where seeds were kept, while there is a bed for them."""
         if self.free_bed() is not None:
             self.stages.renew()
+
+    def note_gradients(self) -> None:
+        """Remember what a gate wants to know of the gradients; called before each optimizer step."""
+        if self.stages.climbing:
+            self.signals.note_gradients(self.live_beds())
 
     def _release(self, left: Iterable[Tenancy]) -> None:
         for tenancy in left:
@@ -419,6 +488,7 @@ class SeedBeds(nn.Module):
             "steps": self.steps,
             "off": self.off,
             **self.stages.to_dict(),
+            "signals": self.signals.to_dict(),
             "beds": [self.bed_at(i).to_dict() for i in range(len(self.beds))],
             "links": {key: link.to_dict() for key, link in zip(self.links, self.links.all_links(), strict=True)},
             "producers": [tap.producer.name for tap in self.inlets],
@@ -432,6 +502,7 @@ class SeedBeds(nn.Module):
         extra = json.loads(saved_state)
         self.events, self.steps = extra["events"], extra["steps"]
         self.stages.load_dict(extra)
+        self.signals.load_dict(extra.get("signals", {}))
         for index, bed in enumerate(extra["beds"]):
             self.bed_at(index).load_dict(bed)
         for link, saved in zip(self.links.all_links(), extra["links"].values(), strict=True):

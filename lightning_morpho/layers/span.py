@@ -13,6 +13,7 @@ from torch import Tensor
 from lightning_morpho.blueprints import Span
 from lightning_morpho.grafting import weighted
 from lightning_morpho.layers.beds import Bed
+from lightning_morpho.layers.incubation import Scale, feature_mask, incubate
 from lightning_morpho.layers.links import Link, linkable, open_older_, open_younger_
 from lightning_morpho.layers.taps import Hidden, Tap
 
@@ -30,6 +31,7 @@ class SpanPlan:
         alphas: Blend weight of each chunk of each of them, float32 ``(N,)``.
         links: Live links of each of them, with the bed before that each comes from.
         inlets: Taps of the producers.
+        incubating: Which chunks of each of the beds incubate, bool ``(N,)``.
 
     Attributes:
         observer: Is shown the new hidden units of each bed, by its index; None: nobody.
@@ -42,6 +44,7 @@ class SpanPlan:
         alphas: Sequence[np.ndarray],
         links: Sequence[list[tuple[int, Link]]],
         inlets: Sequence[Tap],
+        incubating: Sequence[np.ndarray],
     ) -> None:
         self.blueprint = blueprint
         self.beds = beds
@@ -52,6 +55,8 @@ class SpanPlan:
         self._alpha = [blueprint.site.chunks.expand(torch.from_numpy(rows)) for rows in alphas]
         # A link hangs on a whole bed: it fades out with the last of the bed's chunks.
         self._strength = [torch.tensor(rows.max()) for rows in alphas]
+        self._acts = [bool(rows.any()) or not young.any() for rows, young in zip(alphas, incubating, strict=True)]
+        self._young = [feature_mask(blueprint, rows) if rows.any() else None for rows in incubating]
 
     def scaled(self, factors: Tensor) -> SpanPlan:
         """The same plan with its blend weights times ``factors``, ``(beds, N)``."""
@@ -61,8 +66,12 @@ class SpanPlan:
         plan._strength = [alpha.max() for alpha in alphas]
         return plan
 
-    def __call__(self, y: Tensor) -> tuple[Tensor, Hidden]:
+    def __call__(self, y: Tensor, scale: Scale = 1.0) -> tuple[Tensor, Hidden]:
         """Add what the spans give to the base layer's output.
+
+        Args:
+            y: The base layer's output.
+            scale: Factor of the loss in the backward pass, for incubation.
 
         Returns:
             The output, and the new hidden units for the layer behind.
@@ -72,24 +81,42 @@ class SpanPlan:
         hidden: dict[int, tuple[Tensor, Tensor]] = {}
         out = y
         for position, (index, bed) in enumerate(self.beds.items()):
-            parameters = bed.values()
-            alpha, strength = self._on(position, y.device)
-            links = [
-                (before[i][0], link.weight * before[i][1].to(link.weight.dtype)) for i, link in self.links[position]
-            ]
-            units = self.blueprint.hidden_units(parameters, list(bed.norms), sources, links, training=bed.training)
-            parameters["w_out"] = weighted(parameters["w_out"], alpha)
-            out = out + self.blueprint.grow(parameters, units)
-            hidden[index] = units, strength
+            alpha, strength, young = self._on(position, y.device)
+            if self._acts[position]:
+                parameters = bed.values()
+                units = self._units(position, bed, sources, before)
+                parameters["w_out"] = weighted(parameters["w_out"], alpha)
+                out = out + self.blueprint.grow(parameters, units)
+                hidden[index] = units, strength
+            if young is not None:
+                apart = {i: (units.detach(), power) for i, (units, power) in before.items()}
+                units = self._units(position, bed, [x.detach() for x in sources], apart, apart=True)
+                out = incubate(out, self.blueprint.grow(bed.values(), units), young, scale)
         if self.observer is not None:
             self.observer({index: units for index, (units, _) in hidden.items()})
         return out, hidden
 
-    def _on(self, position: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    def _units(
+        self, position: int, bed: Bed, sources: Sequence[Tensor], before: Hidden, *, apart: bool = False
+    ) -> Tensor:
+        """New hidden units of one bed; a bed before it that does not act has none to read."""
+        links = [
+            (before[i][0], link.weight * before[i][1].to(link.weight.dtype))
+            for i, link in self.links[position]
+            if i in before
+        ]
+        return self.blueprint.hidden_units(
+            bed.values(), list(bed.norms), sources, links, training=bed.training, apart=apart
+        )
+
+    def _on(self, position: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor | None]:
         if self._alpha[position].device != device:
             self._alpha[position] = self._alpha[position].to(device)
             self._strength[position] = self._strength[position].to(device)
-        return self._alpha[position], self._strength[position]
+        young = self._young[position]
+        if young is not None and young.device != device:
+            self._young[position] = young = young.to(device)
+        return self._alpha[position], self._strength[position], young
 
 
 def connect_(consumer: ChunkedKasminaLayer, producers: Sequence[ChunkedKasminaLayer]) -> None:
@@ -159,8 +186,20 @@ def close_links_(seeds: SeedBeds, index: int) -> None:
         behind.refresh()
 
 
-def span_plan(seeds: SeedBeds, live: list[int], alphas: Sequence[np.ndarray]) -> SpanPlan:
+def rest_links_(seeds: SeedBeds) -> None:
+    """Let the links of a layer's beds wait as long as one of the two beds that they join does."""
+    for before, own in ((_before(seeds), seeds), (seeds, _behind(seeds))):
+        if before is not None and own is not None:
+            for j in _live(own):
+                for i, link in own.links.live(j):
+                    link.rest(own.bed_at(j).resting or before.bed_at(i).resting)
+
+
+def span_plan(
+    seeds: SeedBeds, live: list[int], alphas: Sequence[np.ndarray], incubating: Sequence[np.ndarray]
+) -> SpanPlan:
     """The plan of a layer's live spans."""
     assert isinstance(seeds.blueprint, Span)
     beds = {index: seeds.bed_at(index) for index in live}
-    return SpanPlan(seeds.blueprint, beds, alphas, [seeds.links.live(i) for i in live], seeds.inlets)
+    links = [seeds.links.live(i) for i in live]
+    return SpanPlan(seeds.blueprint, beds, alphas, links, seeds.inlets, incubating)
