@@ -40,10 +40,22 @@ ACTIONS = {
     "baseline": "record the values that a ramp's guard compares with, from metrics.csv of a run without growth",
 }
 
+EPILOG = """examples:
+  morpho flags show flags.yaml
+  morpho flags disable flags.yaml                  the kill switch
+  morpho flags rollout flags.yaml 25 --dry-run     what it would write
+"""
+
 
 def add_parser(commands: Any) -> None:
     """Add the command and its actions."""
-    parser = commands.add_parser("flags", help="show and change the flags of a YAML file")
+    parser = commands.add_parser(
+        "flags",
+        help="show and change the flags of a YAML file",
+        description="Look at the flags of a YAML file and change them, safely while runs read it.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     actions = parser.add_subparsers(dest="action", required=True)
     for name, text in ACTIONS.items():
         action = actions.add_parser(name, help=text, description=text)

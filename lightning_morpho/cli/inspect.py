@@ -11,10 +11,22 @@ from lightning_morpho.chunks import ChunkManager
 from lightning_morpho.cli.compose import add_config_arguments, load_config, model_and_config
 from lightning_morpho.surgery import EligibilityReport, hybrid_layers, morph_
 
+EPILOG = """examples:
+  morpho inspect train experiment=mnist1d
+  morpho inspect runs/train/2026-01-31_12-00-00/.hydra/config.yaml --json
+  morpho inspect my_config --config-dir configs    a config of your own
+"""
+
 
 def add_parser(commands: Any) -> None:
     """Add the command."""
-    parser = commands.add_parser("inspect", help="list every module with eligibility, cohort, chunks and budget")
+    parser = commands.add_parser(
+        "inspect",
+        help="list every module with eligibility, cohort, chunks and budget",
+        description="Build the model of a configuration and say of every module whether it would grow, and why.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     add_config_arguments(parser)
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=run)

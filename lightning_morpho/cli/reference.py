@@ -43,7 +43,7 @@ of the code; don't edit it by hand. [How a rollout works](rollout.md).
 
 def add_parser(commands: Any) -> None:
     """Add the command."""
-    parser = commands.add_parser("reference", help="print docs/configuration.md")
+    parser = commands.add_parser("reference", help="print every setting with its default, as Markdown")
     parser.set_defaults(run=run)
 
 

@@ -255,7 +255,8 @@ def _matters(interaction: Bounds, one: Measurement, other: Measurement) -> bool:
 
 def _figures(unit: Measurement) -> dict[str, float]:
     figures = {"rise": unit.rise, "lower": unit.lower, "batches": unit.batches, "confidence": unit.confidence}
-    return figures | {"judged_with": len(unit.seeds) - 1}
+    upper = {} if math.isnan(unit.bounds.upper) else {"upper": unit.bounds.upper}
+    return figures | upper | {"judged_with": len(unit.seeds) - 1}
 
 
 def _all(

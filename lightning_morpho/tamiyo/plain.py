@@ -78,8 +78,10 @@ def from_plain(kind: Any, plain: Plain) -> Any:
 
     Example:
         >>> from lightning_morpho.tamiyo import Measurement
-        >>> from_plain(Measurement, {"seeds": [["net.0", 1]], "rise": 0.25, "lower": "nan", "batches": 1})
-        Measurement(seeds=(('net.0', 1),), rise=0.25, lower=nan, batches=1)
+        >>> plain = {"seeds": [["net.0", 1]], "rise": 0.25, "lower": "nan", "batches": 1}
+        >>> measurement = from_plain(Measurement, plain)
+        >>> measurement.seeds, measurement.rise, measurement.lower
+        ((('net.0', 1),), 0.25, nan)
     """
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if dataclasses.is_dataclass(kind):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,12 +11,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lightning_morpho.telemetry.events import EVENTS_FILE, read_events
+from lightning_morpho.telemetry.metric_files import CSV_FILE, read_csv_metrics
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-METRICS_FILE = "metrics.csv"
 
 # Okabe and Ito's palette, safe for colour-blind readers; kinds of event differ in marker and row as well.
 RUN_COLOURS = ("#6B6B6B", "#0072B2", "#CC79A7", "#000000")
@@ -38,14 +36,12 @@ class _Run:
 
 def _read_metric(folder: Path, metric: str) -> tuple[np.ndarray, np.ndarray, float]:
     """Epochs done, values, and optimizer steps an epoch."""
-    path = folder / METRICS_FILE
-    with path.open(newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row.get(metric)]
-    if not rows:
+    path = folder / CSV_FILE
+    curve = read_csv_metrics(path).get(metric)
+    if curve is None:
         raise ValueError(f"`metric` must be a column of {path} with values in it, got {metric!r}.")
-    epochs = np.array([int(row["epoch"]) + 1 for row in rows], dtype=float)
-    steps_an_epoch = (int(rows[-1]["step"]) + 1) / epochs[-1]
-    return epochs, np.array([float(row[metric]) for row in rows]), steps_an_epoch
+    epochs = np.array(curve.epochs, dtype=float)
+    return epochs, np.array(curve.values), curve.steps[-1] / epochs[-1]
 
 
 def _read_seeds(folder: Path, steps_an_epoch: float) -> dict[str, Counter[float]]:
