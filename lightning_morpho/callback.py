@@ -33,7 +33,7 @@ from lightning_morpho.config import (
     WarmupConfig,
     check_section,
 )
-from lightning_morpho.confirmation import decide_pairs_, review, unconfirmed
+from lightning_morpho.confirmation import decide_pairs_, fallbacks, review, unconfirmed
 from lightning_morpho.engine import GrowthEngine
 from lightning_morpho.freezing import FrozenHost, hide_free_beds_, show_beds_
 from lightning_morpho.integrations import (
@@ -507,6 +507,18 @@ class MorphoCallback(Callback):
         self._reporter.tell()
         align_averages(trainer, pl_module)
         self._reporter.tell_tick(self.engine, pl_module, layers_on=self._rollout.changes)
+        self._review(pl_module)
+
+    def _review(self, pl_module: LightningModule) -> None:
+        """Bring the eligibility report up to date, and say where seeds turned out to be slow."""
+        if self.report is None:
+            return
+        before, self.report = self.report, review(self.report, pl_module)
+        for name in fallbacks(before, self.report):
+            rank_zero_warn(
+                f"MorphoCallback: the seeds of `{name}` are computed by plain operations, several times slower: no "
+                "kernel takes this dtype, device or activation."
+            )
 
     def _judge_rollout(self, trainer: Trainer) -> RolloutChange | None:
         """Let a ramp move; a run without growth leaves its figures for those with it."""
@@ -525,8 +537,7 @@ class MorphoCallback(Callback):
             verdicts |= refused
         for name, reason in decide_pairs_(pl_module, verdicts).items():
             rank_zero_warn(f"MorphoCallback: `{name}` stays as it is, the pair proposed for it is refused: {reason}.")
-        if self.report is not None:
-            self.report = review(self.report, pl_module)
+        self._review(pl_module)
 
     def _sizer(self, trainer: Trainer, pl_module: LightningModule) -> HeldOutSizer | None:
         """What answers the sizing rule; None where layers are sharded, as no rank has whole units."""

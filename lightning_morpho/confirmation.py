@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from lightning_morpho.blueprints import Span
+from lightning_morpho.kernels import Backend
 from lightning_morpho.pairs import Pair, find_pairs
 from lightning_morpho.surgery import EligibilityReport, ModuleReport, hybrid_layers
 
@@ -61,15 +62,35 @@ def unconfirmed(model: nn.Module) -> list[str]:
     return [n for n, layer in hybrid_layers(model).items() if not layer.morpho.confirmed and not layer.morpho.refused]
 
 
+BACKENDS = {
+    Backend.FUSED: "fused kernels",
+    Backend.BATCHED: "batched matrix products",
+    Backend.REFERENCE: "plain operations: no kernel takes this dtype, device or activation",
+}
+"""What computes a layer's seeds, in the words of the eligibility report."""
+
+
 def review(report: EligibilityReport, model: nn.Module) -> EligibilityReport:
-    """The report with what was found about proposed pairs since."""
+    """The report with what was found since: about proposed pairs, and what computes the seeds that live."""
     layers = hybrid_layers(model)
 
     def word(entry: ModuleReport) -> ModuleReport:
         seeds = layers[entry.name].morpho if entry.name in layers else None
-        if seeds is None or (not seeds.confirmed and seeds.refused is None):
+        if seeds is None:
+            return entry
+        backend = getattr(seeds.plan, "backend", None)
+        if backend is not None:
+            entry = replace(entry, backend=BACKENDS[backend])
+        if not seeds.confirmed and seeds.refused is None:
             return entry
         verdict = "confirmed" if seeds.confirmed else f"refused ({seeds.refused})"
         return replace(entry, reason=entry.reason.replace("proposed:", f"{verdict}:"))
 
     return EligibilityReport(tuple(map(word, report.modules)), report.budget)
+
+
+def fallbacks(before: EligibilityReport, after: EligibilityReport) -> list[str]:
+    """Layers whose seeds turned out to be computed by plain operations since an earlier report."""
+    slow = BACKENDS[Backend.REFERENCE]
+    known = {entry.name for entry in before.modules if entry.backend == slow}
+    return [entry.name for entry in after.modules if entry.backend == slow and entry.name not in known]

@@ -47,6 +47,7 @@ class ModuleReport:
         beds: Germination events that it can hold; 0 if it was left.
         added_parameters: Parameters of its beds, allocated and dormant.
         added_bytes: Memory of these.
+        backend: What computes its seeds, once some live and have run; empty where seeds are not dispatched.
     """
 
     name: str
@@ -58,6 +59,7 @@ class ModuleReport:
     beds: int = 0
     added_parameters: int = 0
     added_bytes: int = 0
+    backend: str = ""
 
 
 @dataclass(frozen=True)
@@ -107,9 +109,10 @@ class EligibilityReport:
 def _table(modules: Sequence[ModuleReport]) -> list[str]:
     width = max((len(m.name) for m in modules), default=0)
     kind = max((len(m.type) for m in modules), default=0)
-    waiting = {m.name: f"; {m.cohort}" for m in modules if m.cohort.startswith("off")}
+    notes = {m.name: f"; {m.cohort}" for m in modules if m.cohort.startswith("off")}
+    notes |= {m.name: notes.get(m.name, "") + f"; {m.backend}" for m in modules if m.backend}
     return [
-        f"  {'+' if m.taken else '-'} {m.name:<{width}}  {m.type:<{kind}}  {m.reason}{waiting.get(m.name, '')}"
+        f"  {'+' if m.taken else '-'} {m.name:<{width}}  {m.type:<{kind}}  {m.reason}{notes.get(m.name, '')}"
         for m in modules
     ]
 

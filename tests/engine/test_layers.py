@@ -1,12 +1,14 @@
 """Layers with live seeds, whatever their kind and layout, against the plain formula; and what may not break them."""
 
 import sys
+import warnings
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from hosts import Host, linear_net, loaders, make_trainer, quick
 from lightning_morpho import BlueprintConfig, HybridKasminaLayer, LayersConfig, MorphoConfig
 from lightning_morpho.kernels import dispatch
 from tests.engine.reference import per_seed, relative_error
@@ -161,3 +163,20 @@ def test_the_plan_uploads_only_alpha_of_live_chunks():
     (active,) = layer.morpho.plan._active
     assert [rows.tolist() for rows in active.rows] == [[], [1]]
     np.testing.assert_array_equal(active.alpha.numpy(), layer.morpho.row_alpha(0))
+
+
+@pytest.mark.parametrize(
+    ("regimes", "words"),
+    [(dispatch.REGIMES, "batched matrix products"), ((), "plain operations: no kernel takes this dtype")],
+)
+def test_the_report_says_what_computes_the_seeds(regimes, words, monkeypatch, tmp_path):
+    """A run that is several times slower than it could be must not be so without a word."""
+    monkeypatch.setattr(dispatch, "REGIMES", regimes)
+    callback = quick(blueprint=BlueprintConfig(kind="mlp"))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        make_trainer(tmp_path, callback, max_epochs=4).fit(Host(linear_net()), **loaders())
+    assert [words in entry.backend for entry in callback.report.taken] == [True, True]
+    assert words in str(callback.report)
+    slow = [str(w.message) for w in caught if "computed by plain operations" in str(w.message)]
+    assert len(slow) == (0 if regimes else 2), "once a layer"
