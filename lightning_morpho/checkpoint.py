@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_morpho.config import BlueprintConfig, LayersConfig, MorphoConfig
+from lightning_morpho.config import BlueprintConfig, GraftingConfig, LayersConfig, MorphoConfig
 from lightning_morpho.layers import HybridKasminaLayer, attach_
 from lightning_morpho.lifecycle import LifecycleError
 from lightning_morpho.pairs import Pair, find_pairs
@@ -95,7 +95,9 @@ def _check_host(model: nn.Module, state: Mapping[str, Any]) -> None:
 
 def _config(extra: Mapping[str, Any]) -> MorphoConfig:
     return MorphoConfig(
-        layers=LayersConfig(num_seeds=extra["num_seeds"]), blueprint=BlueprintConfig(**extra["blueprint"])
+        layers=LayersConfig(num_seeds=extra["num_seeds"]),
+        blueprint=BlueprintConfig(**extra["blueprint"]),
+        grafting=GraftingConfig(blend=extra["blend"]),
     )
 
 

@@ -484,6 +484,7 @@ class SeedBeds(nn.Module):
         return {
             "num_seeds": site.chunks.num_chunks,
             "blueprint": asdict(self.config.blueprint),
+            "blend": self.config.grafting.blend,
             "events": self.events,
             "steps": self.steps,
             "off": self.off,
@@ -523,6 +524,7 @@ class SeedBeds(nn.Module):
         own = {
             "num_seeds": self.blueprint.site.chunks.num_chunks,
             "blueprint": asdict(self.config.blueprint),
+            "blend": self.config.grafting.blend,
             "beds": len(self.beds),
             "producers": [tap.producer.name for tap in self.inlets],
         }
@@ -531,7 +533,7 @@ class SeedBeds(nn.Module):
         if saved != own:
             raise ValueError(
                 f"Layer `{self.name}`: the checkpoint was made with {saved}, but this run is configured "
-                f"with {own}. Use the checkpoint's values in `layers`, `blueprint` and `budget`."
+                f"with {own}. Use the checkpoint's values in `layers`, `blueprint`, `grafting` and `budget`."
             )
 
 
