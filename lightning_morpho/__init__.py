@@ -32,9 +32,12 @@ from lightning_morpho.surgery import EligibilityReport, hybrid_layers, morph_, u
 from lightning_morpho.tamiyo import (
     AllAtStart,
     AutoSize,
+    Bandit,
     Never,
     Observation,
     Periodic,
+    Placed,
+    Plateau,
     Probation,
     RandomPlace,
     Scripted,
@@ -46,6 +49,9 @@ from lightning_morpho.telemetry import ChunkStatistics
 __version__ = "0.1.0"
 
 __all__ = [
+    "Bandit",
+    "Placed",
+    "Plateau",
     "AllAtStart",
     "AutoSize",
     "Blueprint",

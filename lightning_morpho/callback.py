@@ -375,7 +375,7 @@ class MorphoCallback(Callback):
             self._settle_pairs(pl_module)
         self._reporter.sampler.close()
         self._rollout.timer.stop()
-        if self._reporter.sampler.due(self._batches):
+        if self._training_loss.empty or self._reporter.sampler.due(self._batches):
             self._training_loss.add(outputs)
         self._batches += 1
         step = trainer.global_step

@@ -10,7 +10,19 @@ from collections.abc import Mapping
 from typing import Any
 
 from lightning_morpho import config
-from lightning_morpho.tamiyo import AllAtStart, AutoSize, Never, Periodic, Probation, RandomPlace, Scripted, Uniform
+from lightning_morpho.tamiyo import (
+    AllAtStart,
+    AutoSize,
+    Bandit,
+    Never,
+    Periodic,
+    Placed,
+    Plateau,
+    Probation,
+    RandomPlace,
+    Scripted,
+    Uniform,
+)
 
 SECTIONS: tuple[tuple[str, type], ...] = (
     ("morpho.layers", config.LayersConfig),
@@ -26,6 +38,9 @@ SECTIONS: tuple[tuple[str, type], ...] = (
     ("morpho.tamiyo (auto)", AutoSize),
     ("morpho.tamiyo (uniform, balanced)", Uniform),
     ("morpho.tamiyo (periodic, conservative, eager)", Periodic),
+    ("morpho.tamiyo (narrowest, earliest, gradient)", Placed),
+    ("morpho.tamiyo (plateau)", Plateau),
+    ("morpho.tamiyo (bandit)", Bandit),
     ("morpho.tamiyo (random)", RandomPlace),
     ("morpho.tamiyo (scripted)", Scripted),
     ("morpho.tamiyo (all_at_start)", AllAtStart),

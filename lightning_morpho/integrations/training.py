@@ -13,11 +13,16 @@ from torch import Tensor
 
 
 class TrainingLoss:
-    """Mean training loss of sampled batches; nothing waits for the device before :meth:`take`."""
+    """Mean training loss of sampled batches, of one at least; nothing waits for the device before :meth:`take`."""
 
     def __init__(self) -> None:
         self._sum: Tensor | float = 0.0
         self._count = 0
+
+    @property
+    def empty(self) -> bool:
+        """Whether there was no loss since the last :meth:`take`."""
+        return not self._count
 
     def add(self, outputs: Any) -> None:
         """Add what a training step gave, if it has a loss."""

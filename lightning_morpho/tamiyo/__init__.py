@@ -1,6 +1,7 @@
 """Tamiyo, the controller: observations in, decisions out."""
 
 from lightning_morpho.tamiyo.auto import AutoSize
+from lightning_morpho.tamiyo.bandit import Bandit
 from lightning_morpho.tamiyo.base import Tamiyo
 from lightning_morpho.tamiyo.fixed import AllAtStart, Never, Scripted
 from lightning_morpho.tamiyo.judgement import judge
@@ -23,11 +24,16 @@ from lightning_morpho.tamiyo.observation import (
     SeedView,
 )
 from lightning_morpho.tamiyo.periodic import Periodic
+from lightning_morpho.tamiyo.placed import Placed
+from lightning_morpho.tamiyo.plateau import Plateau
 from lightning_morpho.tamiyo.probation import Probation
 from lightning_morpho.tamiyo.random_place import RandomPlace
 from lightning_morpho.tamiyo.uniform import Uniform
 
 __all__ = [
+    "Bandit",
+    "Placed",
+    "Plateau",
     "AllAtStart",
     "Assess",
     "Assessment",
