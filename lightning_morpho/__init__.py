@@ -9,6 +9,7 @@ from lightning_morpho.config import (
     BudgetConfig,
     CreditConfig,
     FlagConfig,
+    GovernorConfig,
     GraftingConfig,
     GuardConfig,
     LayersConfig,
@@ -22,6 +23,7 @@ from lightning_morpho.config import (
 from lightning_morpho.confirmation import confirm_pairs_
 from lightning_morpho.engine import GrowthEngine
 from lightning_morpho.export import ExportReport, export, merge_, save_export
+from lightning_morpho.governor import Governor
 from lightning_morpho.layers import ChunkedKasminaLayer, HybridKasminaLayer
 from lightning_morpho.lifecycle import LifecycleError, Stage
 from lightning_morpho.optim import OptimizerLink
@@ -64,6 +66,8 @@ __all__ = [
     "EligibilityReport",
     "ExportReport",
     "FlagConfig",
+    "Governor",
+    "GovernorConfig",
     "GraftingConfig",
     "GrowthEngine",
     "GuardConfig",

@@ -24,6 +24,7 @@ from lightning_morpho.config import (
     BlueprintConfig,
     BudgetConfig,
     CreditConfig,
+    GovernorConfig,
     GraftingConfig,
     LayersConfig,
     LifecycleConfig,
@@ -36,6 +37,7 @@ from lightning_morpho.config import (
 from lightning_morpho.confirmation import decide_pairs_, fallbacks, review, unconfirmed
 from lightning_morpho.engine import GrowthEngine
 from lightning_morpho.freezing import FrozenHost, hide_free_beds_, show_beds_
+from lightning_morpho.governor import Governor
 from lightning_morpho.integrations import (
     HeldOutCredit,
     HeldOutSizer,
@@ -46,6 +48,7 @@ from lightning_morpho.integrations import (
     TrainingLoss,
     align_averages,
     allow_recompilations,
+    averaged_models,
     describe_run,
     gather_objects,
     is_compiled,
@@ -88,6 +91,7 @@ class MorphoCallback(Callback):
         rollout: Who grows at all.
         tamiyo: The controller.
         credit: How a seed's contribution is measured.
+        governor: When a run that diverges is taken back.
         telemetry: What is observed and where it goes.
         every_n_steps: A decision tick every that many optimizer steps; a fraction in (0, 1): that share of the
             training's steps; None: at each epoch's end.
@@ -126,6 +130,7 @@ class MorphoCallback(Callback):
         rollout: RolloutConfig | None = None,
         tamiyo: Tamiyo | None = None,
         credit: CreditConfig | None = None,
+        governor: GovernorConfig | None = None,
         telemetry: TelemetryConfig | None = None,
         every_n_steps: int | float | None = None,
         loss_fn: LossFunction | None = None,
@@ -162,8 +167,10 @@ class MorphoCallback(Callback):
             seed=seed,
         )
         self.credit = CreditConfig() if credit is None else credit
+        self.governor = GovernorConfig() if governor is None else governor
         self.telemetry = TelemetryConfig() if telemetry is None else telemetry
         check_section("credit", self.credit, CreditConfig)
+        check_section("governor", self.governor, GovernorConfig)
         check_section("telemetry", self.telemetry, TelemetryConfig)
         if self.config.blueprint.kind != AUTO:
             blueprint_type(self.config.blueprint.kind)
@@ -287,7 +294,8 @@ class MorphoCallback(Callback):
         if compiled:
             self._prepare_compiled(layers)
         self._reporter = Reporter(trainer, layers, self.telemetry, pl_module.device, sample=not compiled)
-        self.engine = GrowthEngine(layers, self.tamiyo, link, self._reporter.note)
+        governor = self._make_governor(trainer, pl_module) if self.governor.enabled else None
+        self.engine = GrowthEngine(layers, self.tamiyo, link, self._reporter.note, governor)
         if self._state is not None:
             self.engine.load_state_dict(self._state["engine"])
         self._watching = bool(unconfirmed(pl_module))
@@ -312,6 +320,15 @@ class MorphoCallback(Callback):
         if self.telemetry.every_n_steps:
             rank_zero_info("MorphoCallback: the model runs compiled, so activations are not sampled.")
 
+    def _make_governor(self, trainer: Trainer, pl_module: LightningModule) -> Governor:
+        return Governor(
+            self.governor,
+            pl_module,
+            trainer.optimizers,
+            averages=lambda: averaged_models(trainer),
+            skips=getattr(trainer.precision_plugin, "scaler", None) is not None,
+        )
+
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Grow what is to grow from the start; make up for a tick that a resumed run lost.
@@ -335,6 +352,8 @@ class MorphoCallback(Callback):
             self._val_loss = None
             self._tick(trainer, pl_module)
             self._ticked_epochs = trainer.current_epoch
+        if self.engine is not None:
+            self.engine.snapshot(trainer.global_step)
 
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -379,6 +398,9 @@ class MorphoCallback(Callback):
             self._training_loss.add(outputs)
         self._batches += 1
         step = trainer.global_step
+        if self.engine.governor is not None:
+            reshard_(pl_module)
+            self.engine.watch(loss_of(outputs), step)
         if self._tick_steps and step > self.engine.step and step % self._tick_steps == 0:
             self._tick(trainer, pl_module)
         elif self._reporter.pending:
@@ -397,6 +419,16 @@ class MorphoCallback(Callback):
             self._tick(trainer, pl_module)
         elif self.engine is None and not self._tick_steps:
             self._judge_rollout(trainer)
+
+    @override
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Validate no weights that the last step has broken: a callback might stop the run for it."""
+        if self.engine is None or self._reporter is None or trainer.sanity_checking:
+            return
+        reshard_(pl_module)
+        if self.engine.watch(None, trainer.global_step, thoroughly=True):
+            self._reporter.tell()
+            align_averages(trainer, pl_module)
 
     @override
     def on_validation_batch_end(
@@ -562,6 +594,12 @@ class MorphoCallback(Callback):
             "rollout": self._rollout.state_dict(),
             "ticked_epochs": self._ticked_epochs,
         }
+
+    @override
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Hold what is saved: a run that resumes from it begins with the same snapshot."""
+        if self.engine is not None:
+            self.engine.snapshot(trainer.global_step)
 
     @override
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:

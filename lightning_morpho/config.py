@@ -18,6 +18,7 @@ from lightning_morpho.checks import (
     is_count,
     is_fraction,
     is_name,
+    is_number,
     named_arguments,
 )
 from lightning_morpho.lifecycle_config import GraftingConfig, LifecycleConfig
@@ -28,6 +29,7 @@ __all__ = [
     "BudgetConfig",
     "CreditConfig",
     "FlagConfig",
+    "GovernorConfig",
     "GraftingConfig",
     "GuardConfig",
     "LayersConfig",
@@ -226,6 +228,53 @@ class CreditConfig:
 
 
 TELEMETRY_LEVELS = ("minimal", "standard", "full")
+
+
+@named_arguments
+@dataclass(frozen=True, kw_only=True)
+class GovernorConfig:
+    """When a diverging run is taken back to where it was sound.
+
+    By default it watches while seeds live, from a germination until the last of them was judged: without any growth it
+    costs a reference to each loss. A rollback restores weights, optimizer moments and counters of the host and of
+    kept seeds, and ends the live ones. Learning-rate schedules, data and step counts go on.
+
+    Args:
+        enabled: Whether there is a governor at all.
+        always: Whether to watch, and hold a snapshot, while no seed lives too.
+        every_n_steps: Optimizer steps between two snapshots, ``>= 1``. There is also one at each germination, start of
+            grafting and fossilization. A snapshot takes CPU memory for the weights and the optimizer's state.
+        check_every: Training steps between two looks at the losses, ``>= 1``: each waits for the device.
+            ``"auto"``: 1 on the CPU, 16 on other devices and with several processes.
+        spike: Height of a spike that counts as divergence, in robust standard deviations, ``> 0``.
+        patience: Losses whose median must lie that high, ``>= 1``.
+        window: Losses before them that they are compared with, ``>= 8``; none is judged before a quarter is known.
+        max_rollbacks: Rollbacks in a row, with fewer than ``window`` steps between, after which it stands down,
+            ``>= 1``.
+    """
+
+    enabled: bool = True
+    always: bool = False
+    every_n_steps: int = 1000
+    check_every: int | Auto = AUTO
+    spike: float = 10.0
+    patience: int = 8
+    window: int = 64
+    max_rollbacks: int = 3
+
+    def __post_init__(self) -> None:
+        check_flags(self, "governor", "enabled", "always")
+        check(is_count(self.every_n_steps), "governor.every_n_steps", "at least 1 optimizer step", self.every_n_steps)
+        check(
+            self.check_every == AUTO or is_count(self.check_every),
+            "governor.check_every",
+            "'auto' or at least 1 training step",
+            self.check_every,
+        )
+        check(is_number(self.spike) and self.spike > 0, "governor.spike", "a number above 0", self.spike)
+        check(is_count(self.patience), "governor.patience", "at least 1 loss", self.patience)
+        check(is_count(self.window, 8), "governor.window", "at least 8 losses", self.window)
+        check(is_count(self.max_rollbacks), "governor.max_rollbacks", "at least 1 rollback", self.max_rollbacks)
 
 
 @named_arguments

@@ -9,7 +9,9 @@ from dataclasses import asdict, replace
 from typing import Any, Protocol
 
 import numpy as np
+from torch import Tensor
 
+from lightning_morpho.governor import Divergence, Governor
 from lightning_morpho.layers import HybridKasminaLayer, Transition
 from lightning_morpho.lifecycle import Stage
 from lightning_morpho.optim import OptimizerLink
@@ -31,7 +33,7 @@ from lightning_morpho.tamiyo import (
     Tamiyo,
 )
 from lightning_morpho.tamiyo.observation import Group, SeedKey
-from lightning_morpho.telemetry.events import Event, Finding, Notice, Refusal, SeedRecord
+from lightning_morpho.telemetry.events import AnyEvent, Event, Finding, Notice, Refusal, Restored, SeedRecord
 from lightning_morpho.telemetry.field_reports import FieldReport
 from lightning_morpho.views import layer_view, outcomes_of, reports_of
 
@@ -62,6 +64,7 @@ class GrowthEngine:
         tamiyo: The controller.
         optimizers: Link to the run's optimizers.
         on_event: Receives each event as it happens.
+        governor: Takes a run that diverges back; None: nothing does.
 
     Attributes:
         on_decided: Receives what each tick's decisions rest on, and the decisions, before they are carried out.
@@ -76,14 +79,19 @@ class GrowthEngine:
         layers: Mapping[str, HybridKasminaLayer],
         tamiyo: Tamiyo,
         optimizers: OptimizerLink,
-        on_event: Callable[[Event | Finding | Notice | Refusal], None] = lambda event: None,
+        on_event: Callable[[AnyEvent], None] = lambda event: None,
+        governor: Governor | None = None,
     ) -> None:
         self.layers = layers
         self.tamiyo = tamiyo
         self.optimizers = optimizers
         self.on_event = on_event
+        self.governor = governor
         self.ticks = 0
         self.step = 0
+        self._now = 0
+        self._risky = False
+        self._last_rollback = self._rollbacks_in_a_row = 0
         self.losses: list[float | None] = []
         self.training_losses: list[float | None] = []
         self.records: list[SeedRecord] = []
@@ -99,6 +107,8 @@ class GrowthEngine:
         self._births: dict[SeedKey, tuple[float, ...]] = {}
         for layer in layers.values():
             layer.morpho.on_transition = self._record
+        if governor is not None:
+            governor.set_live(self._any_live())
 
     def close(self) -> None:
         """Let go of layers and optimizers."""
@@ -111,6 +121,7 @@ class GrowthEngine:
         for decision in self.tamiyo.begin(self.observe(step, total_steps, False)):
             self._apply(decision)
         self.optimizers.drop_stale_state()
+        self._settle(step)
 
     def tick(
         self,
@@ -134,6 +145,7 @@ class GrowthEngine:
             stop_patience: Validations without progress after which training is stopped early, None if it is not.
             sizer: Sizes hidden layers by held-out data; None where that can't be done.
         """
+        self.watch(None, step)
         self.ticks += 1
         self.step = step
         self.losses.append(loss)
@@ -152,7 +164,87 @@ class GrowthEngine:
         self._note_births(measure)
         self._penalised = self._penalised + 1 if self.optimizers.penalty.strength else 0
         self.optimizers.drop_stale_state()
+        self._settle(step)
 
+    # ------------------------------------------------------------------ governor
+    def watch(self, loss: Tensor | float | None, step: int, *, thoroughly: bool = False) -> bool:
+        """Show the governor the loss of a training step; if the run has diverged, take it back.
+
+        Args:
+            loss: Loss of the step; None to look at what it was shown before, at once.
+            step: Optimizer steps done.
+            thoroughly: Whether to look at the weights too, which waits for the device.
+
+        Returns:
+            Whether the run was taken back.
+        """
+        self._now = step
+        if self.governor is None:
+            return False
+        if self._risky:
+            self._settle(step)
+        found = self.governor.check() if loss is None else self.governor.observe(loss, step)
+        if found is None and thoroughly and self.governor.watching:
+            found = self.governor.check_weights()
+        if found is not None:
+            self._roll_back(self.governor, found)
+        return found is not None
+
+    def snapshot(self, step: int) -> None:
+        """Hold host and fossils as they are now, unless the last losses speak against it; before a checkpoint."""
+        if self.governor is not None and self.governor.watch.calm:
+            self.governor.take(step)
+
+    def _settle(self, step: int) -> None:
+        """Tell the governor what lives, and let it hold the state before anything risky.
+
+        That is a germination, a start of grafting, a fossilization: the host has not moved since before it. Or a
+        resizing: the units that it removed are not to come back.
+        """
+        self._now = step
+        if self.governor is None:
+            return
+        self.governor.set_live(self._any_live())
+        if self._risky:
+            self._take_snapshot(self.governor)
+
+    def _take_snapshot(self, governor: Governor) -> None:
+        self._risky = False
+        if not governor.watching:
+            return
+        found = governor.check_weights()
+        if found is None:
+            governor.take(self._now)
+        elif governor.snapshot is not None:
+            self._roll_back(governor, found)
+
+    def _roll_back(self, governor: Governor, found: Divergence) -> None:
+        """End the live seeds, put host and fossils back, and say so."""
+        for layer in self.layers.values():
+            layer.morpho.roll_back(figures=found.figures)
+        self.optimizers.drop_stale_state()
+        snapshot = governor.restore()
+        again = governor.rollbacks > 1 and self._now - self._last_rollback < governor.config.window
+        self._rollbacks_in_a_row = self._rollbacks_in_a_row + 1 if again else 1
+        self._last_rollback = self._now
+        self.on_event(
+            Restored(
+                tick=self.ticks,
+                step=self._now,
+                snapshot_step=None if snapshot is None else snapshot.step,
+                reason=found.reason,
+                figures=found.figures,
+            )
+        )
+        if self._rollbacks_in_a_row >= governor.config.max_rollbacks:
+            governor.stand_down()
+        self._risky = False
+        governor.set_live(False)
+
+    def _any_live(self) -> bool:
+        return any(_live(layer) for layer in self.layers.values())
+
+    # ------------------------------------------------------------------ decisions
     def _decide(self, observation: Observation, measure: Measurer | None, sizer: Sizer | None) -> Sequence[Decision]:
         """Ask the controller, and find out what it asks for, until it asks for nothing more."""
         decisions = self.tamiyo.decide(observation)
@@ -210,6 +302,7 @@ class GrowthEngine:
     def _resize(self, observation: Observation, decision: Resize, sizer: Sizer) -> Observation:
         self._resizings = tuple(sizer.resize(decision))
         self.optimizers.note_dead_units()
+        self._risky = True
         for done in self._resizings:
             figures = {k: v for k, v in asdict(done).items() if k != "layer"}
             text = (
@@ -321,7 +414,8 @@ class GrowthEngine:
         return {stage: int(numbers[stage]) for stage in Stage}
 
     def _record(self, transition: Transition) -> None:
-        event = Event(tick=self.ticks, step=self.step, transition=transition)
+        event = Event(tick=self.ticks, step=self._now, transition=transition)
+        self._risky |= transition.source is Stage.DORMANT or transition.target in (Stage.GRAFTING, Stage.FOSSILIZED)
         if transition.source is Stage.DORMANT:
             self.records.append(SeedRecord.born(event))
             self._last_round = self.ticks
@@ -343,6 +437,8 @@ class GrowthEngine:
             "records": [asdict(record) for record in self.records],
             "waited": sorted(self._waited),
             "deferred": [[*key, count] for key, count in self._deferred.items()],
+            "rollbacks": [self._last_rollback, self._rollbacks_in_a_row],
+            "governor": None if self.governor is None else self.governor.state_dict(),
             "births": [[*key, list(losses)] for key, losses in self._births.items()],
             "peak_rates": self.optimizers.peak_rates,
             "assessments": None if self._assessments is None else [asdict(a) for a in self._assessments],
@@ -361,6 +457,10 @@ class GrowthEngine:
         self._last_round = max((record.born_tick for record in self.records), default=None)
         self._waited = set(state.get("waited", ()))
         self._deferred = {(layer, chunk): count for layer, chunk, count in state.get("deferred", ())}
+        self._now = self.step
+        self._last_rollback, self._rollbacks_in_a_row = state.get("rollbacks", (0, 0))
+        if self.governor is not None and state.get("governor") is not None:
+            self.governor.load_state_dict(state["governor"])
         self._births = {(layer, chunk): tuple(losses) for layer, chunk, losses in state.get("births", ())}
         assessments, resizings = state.get("assessments"), state.get("resizings")
         self._assessments = None if assessments is None else tuple(Assessment(**a) for a in assessments)

@@ -25,6 +25,7 @@ from lightning_morpho.config import (
     BlueprintConfig,
     BudgetConfig,
     CreditConfig,
+    GovernorConfig,
     GraftingConfig,
     LayersConfig,
     LifecycleConfig,
@@ -45,6 +46,7 @@ SECTIONS: dict[str, type] = {
     "rollout": RolloutConfig,
     "tamiyo": Tamiyo,
     "credit": CreditConfig,
+    "governor": GovernorConfig,
     "telemetry": TelemetryConfig,
 }
 

@@ -47,6 +47,7 @@ SECTIONS: tuple[tuple[str, type], ...] = (
     ("morpho.tamiyo (probation)", Probation),
     ("morpho.tamiyo (never)", Never),
     ("morpho.credit", config.CreditConfig),
+    ("morpho.governor", config.GovernorConfig),
     ("morpho.telemetry", config.TelemetryConfig),
 )
 HEAD = """# Configuration

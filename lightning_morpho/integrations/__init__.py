@@ -1,6 +1,6 @@
 """What only a Lightning Trainer can give."""
 
-from lightning_morpho.integrations.averaging import align_averages, rebuild_averages
+from lightning_morpho.integrations.averaging import align_averages, averaged_models, rebuild_averages
 from lightning_morpho.integrations.compilation import allow_recompilations, is_compiled
 from lightning_morpho.integrations.description import describe_run
 from lightning_morpho.integrations.duration import tick_steps, total_steps
@@ -32,6 +32,7 @@ __all__ = [
     "TrainerRollout",
     "TrainingLoss",
     "align_averages",
+    "averaged_models",
     "allow_recompilations",
     "rebuild_averages",
     "reshard_",

@@ -21,19 +21,21 @@ def rebuild_averages(trainer: Trainer, pl_module: LightningModule, stage: str) -
 def align_averages(trainer: Trainer, pl_module: LightningModule) -> None:
     """Give averaged copies the model's topology, and newborns as they are: they are averaged from their birth."""
     layers = hybrid_layers(pl_module)
-    for average in _averages(trainer):
-        for name, layer in hybrid_layers(average).items():
+    for average in averaged_models(trainer):
+        plain = average.module if isinstance(average, AveragedModel) else average
+        for name, layer in hybrid_layers(plain).items():
             seeds, copied = layers[name].morpho, layer.morpho
-            for ours, theirs in zip(seeds.beds, copied.beds, strict=True):
+            for ours, theirs in zip(seeds.grown(), copied.grown(), strict=True):
                 if ours.event != theirs.event:
                     _copy_(theirs, ours)
             copied.set_extra_state(seeds.get_extra_state())
 
 
-def _averages(trainer: Trainer) -> list[nn.Module]:
+def averaged_models(trainer: Trainer) -> list[nn.Module]:
+    """The averaged copies that callbacks keep of the model."""
     callbacks = trainer.callbacks  # type: ignore[attr-defined]
     models = [getattr(callback, "_average_model", None) for callback in callbacks]
-    return [m.module if isinstance(m, AveragedModel) else m for m in models if isinstance(m, nn.Module)]
+    return [model for model in models if isinstance(model, nn.Module)]
 
 
 def _copy_(target: nn.Module, source: nn.Module) -> None:

@@ -18,7 +18,16 @@ from lightning_morpho.integrations.description import describe_model
 from lightning_morpho.integrations.ranks import gather_objects
 from lightning_morpho.layers import HybridKasminaLayer
 from lightning_morpho.rollout import RolloutChange
-from lightning_morpho.telemetry import EVENTS_FILE, Event, Finding, Notice, Refusal, Sampler, append_event
+from lightning_morpho.telemetry import (
+    EVENTS_FILE,
+    AnyEvent,
+    Finding,
+    Notice,
+    Refusal,
+    Restored,
+    Sampler,
+    append_event,
+)
 from lightning_morpho.telemetry.figures import (
     LayerFigures,
     layer_figures,
@@ -66,7 +75,7 @@ class Reporter:
             gradients=config.level != "minimal",
             detailed=config.level == "full",
         )
-        self._events: list[Event | Finding | Notice | Refusal] = []
+        self._events: list[AnyEvent] = []
         log_dir = trainer.log_dir or trainer.default_root_dir
         wanted = config.events and not trainer.fast_dev_run  # type: ignore[attr-defined]
         self._path = Path(log_dir) / EVENTS_FILE if wanted else None
@@ -81,7 +90,7 @@ class Reporter:
         self.sampler.collect(gather_objects)
 
     # ------------------------------------------------------------------ events
-    def note(self, event: Event | Finding | Notice | Refusal) -> None:
+    def note(self, event: AnyEvent) -> None:
         """Keep an event until :meth:`tell`."""
         self._events.append(event)
 
@@ -110,6 +119,9 @@ class Reporter:
                 continue
             if isinstance(event, Finding):
                 self._say(f"{event.layer}: {event.text}")
+                continue
+            if isinstance(event, Restored):
+                self._say(str(event))
                 continue
             if isinstance(event, Notice):
                 key = (event.layer, f"{event.event} ({event.reason})")

@@ -2,10 +2,12 @@
 
 from lightning_morpho.telemetry.events import (
     EVENTS_FILE,
+    AnyEvent,
     Event,
     Finding,
     Notice,
     Refusal,
+    Restored,
     SeedRecord,
     append_event,
     read_events,
@@ -25,7 +27,9 @@ __all__ = [
     "Finding",
     "ForwardTime",
     "Notice",
+    "AnyEvent",
     "Refusal",
+    "Restored",
     "Sampler",
     "SavedRun",
     "SeedLife",

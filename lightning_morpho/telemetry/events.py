@@ -127,6 +127,42 @@ class Finding:
         return {"event": self.kind, **plain}
 
 
+@dataclass(frozen=True, kw_only=True)
+class Restored:
+    """A run that had diverged was taken back; the transitions of the seeds that ended by it are events of their own.
+
+    Attributes:
+        tick: Decision tick.
+        step: Optimizer steps done.
+        snapshot_step: Optimizer steps done when the snapshot was made, None if there was none to go back to.
+        reason: Why.
+        figures: The numbers behind it.
+    """
+
+    tick: int
+    step: int
+    snapshot_step: int | None
+    reason: str
+    figures: Mapping[str, float] = field(default_factory=dict)
+
+    def to_dict(self, **context: Any) -> dict[str, Any]:
+        """Plain values, as they stand in the event log."""
+        now = {"event": "restored", "tick": self.tick, "step": self.step, **context}
+        return now | {
+            "snapshot_step": self.snapshot_step,
+            "reason": self.reason,
+            "figures": plain_figures(self.figures),
+        }
+
+    def __str__(self) -> str:
+        if self.snapshot_step is None:
+            return f"diverged ({self.reason}); there is no snapshot to go back to"
+        return f"diverged ({self.reason}); host and fossils are back at step {self.snapshot_step}"
+
+
+AnyEvent = Event | Finding | Notice | Refusal | Restored
+
+
 def plain_figures(figures: Mapping[str, float]) -> dict[str, float | None]:
     """Figures as JSON can hold them: what is missing or not finite is None."""
     return {name: value if math.isfinite(value) else None for name, value in figures.items()}
