@@ -292,7 +292,11 @@ def main() -> None:
 def _settle(handle: Any, file: Any) -> bool:
     if not handle.ready():
         return False
-    result = handle.get()
+    try:
+        result = handle.get()
+    except Exception as error:  # one run's failure is said; the next start tries it again
+        print(f"failed: {error!r}", flush=True)
+        return True
     file.write(json.dumps(result) + "\n")
     file.flush()
     print(
