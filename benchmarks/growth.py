@@ -9,6 +9,7 @@ python benchmarks/growth.py --report
 
 - a number: a static net of that width;
 - auto: starts at the plan's `host` width, `AutoSize()`, the budget that of the widest static net;
+- tolerance0.25, tolerance0.1: as auto, with that tolerance instead of 0.5 points;
 - shrink: starts at the widest width, `AutoSize(sizing="shrink")`;
 - uniform, random, periodic: as auto, filled to the budget in one round at 15 %, or in four parts at random ticks and
   layers, or in four parts in turn, without sizing.
@@ -123,10 +124,12 @@ def callback(arm: str, budget: int, layers: int, seed: int) -> Timed:
         "random": RandomPlace(rate=0.5, seed=seed),
         "periodic": Periodic(start=2, every=3, events=layers),
     }
+    if arm.startswith("tolerance"):
+        policies[arm] = AutoSize(tolerance=float(arm.removeprefix("tolerance")))
     return Timed(
         tamiyo=policies[arm],
         layers=LayersConfig(beds=parts, num_seeds=1),
-        blueprint=BlueprintConfig(hidden="auto" if arm in ("auto", "shrink") else "budget"),
+        blueprint=BlueprintConfig(hidden="budget" if arm in ("uniform", "random", "periodic") else "auto"),
         budget=BudgetConfig(parameters=budget),
         every_n_steps=TICK,
         telemetry=TelemetryConfig(every_n_steps=0, events=False, table=False, log=False),
