@@ -50,16 +50,20 @@ def assess(
     """
     pairs = [layer for layer in hidden_layers(layers) if not layer.seeds.off and len(layer.blocks) == 1]
     probes = [_Probe(layer, seed) for layer in pairs if _width(layer) <= MOST_FEATURES]
+    if not probes:
+        return []
     with contextlib.ExitStack() as stack, torch.enable_grad():
         for probe in probes:
             stack.enter_context(probe.watching())
         for loss in losses():
-            outputs = {probe: probe.output for probe in probes if probe.output is not None}
-            gradients = torch.autograd.grad(loss, [*outputs.values()], allow_unused=True)
+            calls = [(probe, *call) for probe in probes for call in probe.calls]
+            gradients = torch.autograd.grad(loss, [output for _, _, output in calls], allow_unused=True)
             with torch.no_grad():
-                for probe, gradient in zip(outputs, gradients, strict=True):
-                    if gradient is not None:
-                        probe.take(gradient)
+                for (probe, sources, _), gradient in zip(calls, gradients, strict=True):
+                    if gradient is not None:  # a step may run the model again, for a metric
+                        probe.take(sources, gradient)
+            for probe in probes:
+                probe.calls.clear()
     return [probe.result(reduce) for probe in probes if probe.folds]
 
 
@@ -85,7 +89,7 @@ class _Probe:
         self.own = _incoming(layer)
         self.directions = list(_directions(self.own, MOST_FEATURES // _width(layer) - 1, generator))
         self.inputs: dict[int, Tensor] = {}
-        self.output: Tensor | None = None
+        self.calls: list[tuple[list[Tensor], Tensor]] = []
         self.folds: list[Tensor] = []
         self.known = self.targets = 0
 
@@ -104,12 +108,12 @@ class _Probe:
                 handle.remove()
 
     def _note(self, module: nn.Module, x: tuple[Any, ...], y: Tensor) -> None:
-        self.output = y if y.requires_grad else None
+        if y.requires_grad:
+            self.calls.append(([self.inputs[k] for k in range(len(self.inputs))], y))
 
-    def take(self, gradient: Tensor) -> None:
+    def take(self, sources: list[Tensor], gradient: Tensor) -> None:
         """Add one batch to the normal equations of each fold."""
         site = self.layer.blueprint.site
-        sources = [self.inputs[k] for k in range(len(self.inputs))]
         own, tangents = self._own_units(sources)
         new = self.blueprint.hidden_units(self.new, self.norms, sources)
         known = [_patches(site, units) for units in (own, *tangents)]
@@ -119,7 +123,6 @@ class _Probe:
         thin = rows[:: math.ceil(len(rows) / MOST_ROWS)]
         products = [(part.T @ part).double().cpu() for part in thin.tensor_split(FOLDS)]
         self.folds = [a + b for a, b in zip(self.folds, products, strict=True)] if self.folds else products
-        self.output = None
 
     def _own_units(self, sources: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """The host's units, and by how much they change along each direction of their incoming weights."""

@@ -1,0 +1,124 @@
+"""The policy in whole Lightning runs."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from hosts import Host, assert_equal, linear_net, loaders, make_trainer
+from lightning_morpho import (
+    AutoSize,
+    BudgetConfig,
+    LifecycleConfig,
+    MorphoCallback,
+    WarmupConfig,
+    export,
+    hybrid_layers,
+)
+from lightning_morpho.telemetry import EVENTS_FILE, read_events
+
+EPOCHS = 10
+
+
+def events_of(root: Path) -> list[dict[str, Any]]:
+    return list(read_events(root / EVENTS_FILE))
+
+
+def callback(**options: Any) -> MorphoCallback:
+    return MorphoCallback(
+        tamiyo=AutoSize(**options),
+        budget=BudgetConfig(parameters=400),
+        warmup=WarmupConfig(steps=5, min_steps=5),
+        lifecycle=LifecycleConfig(active_ticks=1),
+    )
+
+
+def fit(root: Path, morpho: MorphoCallback, hidden: int = 3, **options: Any) -> tuple[Host, L.Trainer]:
+    L.seed_everything(0)
+    module = Host(linear_net(hidden), lr=0.02)
+    trainer = make_trainer(root, morpho, *options.pop("callbacks", ()), max_epochs=EPOCHS, **options)
+    trainer.fit(module, **loaders())
+    return module, trainer
+
+
+@pytest.fixture(scope="module")
+def grown(tmp_path_factory: pytest.TempPathFactory) -> tuple[Host, MorphoCallback, Path]:
+    root, morpho = tmp_path_factory.mktemp("grown"), callback()
+    saver = ModelCheckpoint(root, filename="{epoch}", save_top_k=-1, every_n_epochs=1)
+    module, _ = fit(root, morpho, callbacks=[saver], enable_checkpointing=True)
+    return module, morpho, root
+
+
+def test_a_net_too_narrow_grows_to_the_budget_and_is_narrowed_once(grown):
+    module, morpho, root = grown
+    entries = [entry for entry in events_of(root) if "layer" in entry]
+    kinds = [entry["event"] for entry in entries]
+    assert kinds.count("assessed") == kinds.count("resized") == 1
+    resized = next(entry for entry in entries if entry["event"] == "resized")["figures"]
+    assert resized["kept"] < resized["units"]
+    assert resized["after"] <= resized["before"] + 0.5
+    hidden = export(module).net[0].out_features
+    assert 3 < hidden <= resized["kept"]
+    assert [t["to"] for t in entries if t["event"] == "transition"][-1] == "FOSSILIZED"
+
+
+def test_units_removed_stay_out_until_the_end(grown):
+    module, _, _ = grown
+    bed = hybrid_layers(module.net)["2"].morpho.bed_at(0)
+    dead = torch.from_numpy(~bed.alive)
+    assert dead.any()
+    assert (bed.w_in0[dead] == 0).all()
+    assert (bed.w_out[:, dead] == 0).all()
+
+
+@pytest.mark.parametrize("epoch", [3, 6])
+def test_a_run_resumed_between_penalty_and_cull_or_after_it_ends_bit_equal(grown, epoch, tmp_path):
+    module, morpho, root = grown
+    again = callback()
+    L.seed_everything(0)
+    resumed = Host(linear_net(3), lr=0.02)
+    trainer = make_trainer(tmp_path, again, max_epochs=EPOCHS)
+    trainer.fit(resumed, **loaders(), ckpt_path=root / f"epoch={epoch}.ckpt")
+    assert_equal(module.state_dict(), resumed.state_dict())
+    expected, got = copy.deepcopy(morpho.state_dict()["engine"]), copy.deepcopy(again.state_dict()["engine"])
+    for state in (expected, got):
+        for entry in state["resizings"]:
+            entry["seconds"] = 0.0
+    assert_equal(expected, got)
+
+
+def test_a_host_that_is_too_wide_shrinks(tmp_path):
+    module, _ = fit(tmp_path, callback(sizing="shrink", tolerance=5.0), hidden=64)
+    assert export(module).net[0].out_features < 64
+    assert all(entry["event"] != "transition" for entry in events_of(tmp_path))
+
+
+def test_without_validation_nothing_is_sized_and_seeds_are_kept_with_the_reason(tmp_path):
+    L.seed_everything(0)
+    module, morpho = Host(linear_net(3)), callback()
+    with pytest.warns(UserWarning, match="no validation"):
+        make_trainer(tmp_path, morpho, max_epochs=6).fit(module, loaders()["train_dataloaders"])
+    entries = events_of(tmp_path)
+    assert {"assessed", "resized"}.isdisjoint(entry["event"] for entry in entries)
+    assert any("not sized" in entry.get("reason", "") for entry in entries)
+    assert hybrid_layers(module.net)["2"].morpho.bed_at(0).alive.all()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"sizing": "both ways"}, "`tamiyo.sizing` must be 'grow', 'shrink' or 'both'"),
+        ({"at": 0.5, "until": 0.5}, "`tamiyo.until` must be after"),
+        ({"tolerance": -1.0}, "`tamiyo.tolerance`"),
+        ({"point": 0.0}, "`tamiyo.point`"),
+    ],
+)
+def test_wrong_settings_are_refused_with_the_value(options, message):
+    with pytest.raises(ValueError, match=message):
+        AutoSize(**options)
