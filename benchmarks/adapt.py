@@ -39,7 +39,7 @@ from torch.utils.data import DataLoader
 from lightning_morpho import BlueprintConfig, MorphoCallback, Probation, TelemetryConfig, hybrid_layers
 
 SEEDS = range(8)
-RATES = (1e-3, 3e-3, 1e-2, 3e-2)
+RATES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 SHIFTS = ("classes", "inverted", "reversed")
 SIZES = (400, 3000)
 RANKS = (1, 4)
