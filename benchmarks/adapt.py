@@ -42,7 +42,7 @@ SEEDS = range(8)
 RATES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 SHIFTS = ("classes", "inverted", "reversed")
 SIZES = (400, 3000)
-RANKS = (1, 4)
+RANKS = (1, 2, 4)
 STEPS, BATCH = 500, 64
 HOST_STEPS, HOST_RATE = 1500, 3e-3
 
