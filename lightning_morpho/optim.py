@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 
 from lightning_morpho.layers import GrownParameters, HybridKasminaLayer, clear_taps, hidden_layers
 from lightning_morpho.layers.beds import local_part
+from lightning_morpho.layers.faults import contain_gradients_
 from lightning_morpho.sizing import Penalty
 
 log = logging.getLogger(__name__)
@@ -149,6 +150,9 @@ class OptimizerLink:
         self._note_rates()
         self.drop_stale_state()
         clear_taps(self.layers.values())
+        for bed in self._beds[index]:
+            if bed.moving:
+                contain_gradients_(bed)
         for layer in self._layers[index]:
             layer.morpho.note_gradients()
         self._before[index] = [
@@ -177,7 +181,7 @@ class OptimizerLink:
             layer.morpho.steps += 1
 
     def settle_gradients(self, optimizer: Optimizer) -> None:
-        """Drop the gradients of lent beds; make those of live ones the mean over all ranks.
+        """Drop the gradients of lent beds; make those of live ones finite, and the mean over all ranks.
 
         Beds are kept out of DDP's reducer, which fails on parameters that are not used in a step.
         """
@@ -186,6 +190,8 @@ class OptimizerLink:
             if bed.lent:
                 for parameter in bed.parameters():
                     parameter.grad = None
+            elif bed.moving:
+                contain_gradients_(bed)
         if dist.is_available() and dist.is_initialized():
             # FSDP2 averages its own gradients; those of a layer that is off must stay None.
             _average_over_ranks(

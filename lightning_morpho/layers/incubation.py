@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,8 @@ from torch import Tensor
 from lightning_morpho.blueprints import Blueprint
 from lightning_morpho.grafting import BLENDS
 from lightning_morpho.layers.beds import Bed
-from lightning_morpho.layers.graft import contribution
+from lightning_morpho.layers.faults import FaultWatch
+from lightning_morpho.layers.graft import attempt
 
 Scale = float | Tensor
 """What a loss is multiplied by before its backward pass: a gradient scaler's factor, over accumulated batches."""
@@ -74,27 +75,33 @@ class Nursery:
         beds: Beds with incubating seeds.
         rows: Which chunks of each of them incubate, bool ``(N,)``.
         blend: How a seed enters the host later.
+        faults: Takes note of seeds that raise.
     """
 
-    def __init__(self, blueprint: Blueprint, beds: Sequence[Bed], rows: Sequence[np.ndarray], blend: str) -> None:
+    def __init__(
+        self, blueprint: Blueprint, beds: Mapping[int, Bed], rows: Sequence[np.ndarray], blend: str, faults: FaultWatch
+    ) -> None:
         self.blueprint = blueprint
-        self.beds = tuple(beds)
+        self.beds = dict(beds)
+        self.faults = faults
         self._blend = BLENDS[blend]
         self._masks = [feature_mask(blueprint, row) for row in rows]
 
-    def deltas(self, x: Tensor, y: Tensor) -> list[Tensor]:
+    def deltas(self, x: Tensor, y: Tensor) -> list[Tensor | None]:
         """What each bed would change in the base layer's output ``y``; called before anything is written into ``y``."""
         self.blueprint.train(False)  # a dropout would draw random numbers that are the host's
         x, y = x.detach(), y.detach()
         if self.blueprint.source != "input":
             y = y.clone()
-        return [self._blend(y, contribution(self.blueprint, bed.values(), x, y)) for bed in self.beds]
+        given = [attempt(self.blueprint, bed.values(), x, y, i, self.faults) for i, bed in self.beds.items()]
+        return [None if seed is None else self._blend(y, seed) for seed in given]
 
-    def __call__(self, out: Tensor, deltas: Sequence[Tensor], scale: Scale) -> Tensor:
+    def __call__(self, out: Tensor, deltas: Sequence[Tensor | None], scale: Scale) -> Tensor:
         """Hang the seeds' training on the layer's output."""
         self._masks = [mask.to(out.device) for mask in self._masks]
         for delta, mask in zip(deltas, self._masks, strict=True):
-            out = incubate(out, delta, mask, scale)
+            if delta is not None:
+                out = incubate(out, delta, mask, scale)
         return out
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from lightning_morpho.blueprints import Blueprint, Span
 from lightning_morpho.config import MorphoConfig
 from lightning_morpho.layers.beds import Bed, GrownParameters, derived_generator
+from lightning_morpho.layers.faults import FaultWatch
 from lightning_morpho.layers.graft import GraftPlan
 from lightning_morpho.layers.incubation import Nursery, Scale
 from lightning_morpho.layers.links import LinkTable
@@ -24,6 +26,8 @@ from lightning_morpho.layers.stages import StageMachine, Tenancy, Transition
 from lightning_morpho.layers.taps import Hidden, Tap
 from lightning_morpho.lifecycle import Lifecycle, LifecycleError, Stage
 from lightning_morpho.state import LogicalSeed, StateTensor
+
+log = logging.getLogger(__name__)
 
 
 class SeedBeds(nn.Module):
@@ -47,6 +51,7 @@ class SeedBeds(nn.Module):
         steps: Optimizer steps done so far, counted by :class:`~lightning_morpho.optim.OptimizerLink`.
         stages: Stages of the seeds, and what may follow them.
         signals: What the gates of rising alphas look at.
+        faults: Which seeds erred since the last tick.
         health: Statistics by name, one value a chunk, as last sampled; empty before.
         plan: What the live beds add to the output, None while none does.
         nursery: Those that incubate, None while none does; spans do it in their plan.
@@ -68,6 +73,7 @@ class SeedBeds(nn.Module):
         self.beds = nn.ModuleList(Bed(blueprint, like) for _ in range(beds))
         self.stages = StageMachine(name, self.kind, blueprint.site.chunks, config.lifecycle, config.grafting)
         self.signals = SignalTracker(config.grafting)
+        self.faults = FaultWatch(blueprint)
         self.health: dict[str, Tensor] = {}
         self.events = 0
         self.plan: GraftPlan | SpanPlan | None = None
@@ -142,6 +148,12 @@ class SeedBeds(nn.Module):
             self.on_change()
 
     # ------------------------------------------------------------------ forward
+    def _look_for_faults(self, x: Tensor, y: Tensor) -> None:
+        """At the first training batch after a tick; compiled code never does."""
+        self.faults.looked = True
+        if isinstance(self.plan, GraftPlan):
+            self.plan.look(x.detach(), y.detach())
+
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """Add what the seeds give to the base layer's output.
 
@@ -160,6 +172,8 @@ class SeedBeds(nn.Module):
         return out
 
     def _act(self, x: Tensor, y: Tensor) -> tuple[Tensor, Hidden]:
+        if self.training and not torch.compiler.is_compiling() and not self.faults.looked:
+            self._look_for_faults(x, y)
         if isinstance(self.plan, SpanPlan):
             return self.plan(y, self.loss_scale)
         if self.nursery is None or not torch.is_grad_enabled():
@@ -239,23 +253,22 @@ class SeedBeds(nn.Module):
         if self.blueprint.source == "producer":
             self.plan = span_plan(self, acting, alphas, incubating) if acting else None
             return
-        young = [(self.bed_at(i), rows) for i, rows in zip(acting, incubating, strict=True) if rows.any()]
-        grown = [
-            (self.bed_at(i), alpha)
-            for i, alpha, rows in zip(acting, alphas, incubating, strict=True)
-            if alpha.any() or not rows.any()
-        ]
+        young = {i: rows for i, rows in zip(acting, incubating, strict=True) if rows.any()}
+        grown = {i: alpha for i, alpha in zip(acting, alphas, strict=True) if alpha.any() or i not in young}
         blend = self.config.grafting.blend
         if young:
-            self.nursery = Nursery(self.blueprint, [bed for bed, _ in young], [rows for _, rows in young], blend)
+            beds = {i: self.bed_at(i) for i in young}
+            self.nursery = Nursery(self.blueprint, beds, list(young.values()), blend, self.faults)
         if grown:
             self.plan = GraftPlan(
                 self.blueprint,
-                [bed for bed, _ in grown],
-                [alpha for _, alpha in grown],
+                [self.bed_at(i) for i in grown],
+                list(grown.values()),
                 previous if isinstance(previous, GraftPlan) else None,
                 fused=self.features.get("fused_kernels", True),
                 blend=blend,
+                indices=list(grown),
+                faults=self.faults,
             )
 
     def mute(self, chunks: Iterable[int]) -> None:
@@ -413,6 +426,7 @@ class SeedBeds(nn.Module):
         """
         if self.stages.asleep:
             return
+        self._settle_faults()
         beds, signals = self.state.bed, self.signals.read(losses, weight)
         moves = self.stages.advance(
             lambda chunk: self.bed_at(int(beds[chunk])).newborn, lambda chunk: signals(int(beds[chunk]))
@@ -426,6 +440,15 @@ class SeedBeds(nn.Module):
         """Put new dormant seeds where seeds were kept, while there is a bed for them."""
         if self.free_bed() is not None:
             self.stages.renew()
+
+    def _settle_faults(self) -> None:
+        """Count the errors since the last tick against their seeds."""
+        for index, chunks in self.faults.take(self.live_beds()).items():
+            own = [c for c in chunks if self.state.bed[c] == index]
+            kept = [c for c in chunks if self.bed_at(index).kept[c]]
+            if kept:
+                log.warning("Layer `%s`: kept seeds of chunks %s gave what is not finite; contained.", self.name, kept)
+            self.record_errors(own, reason="gave what is not finite, or raised")
 
     def note_gradients(self) -> None:
         """Remember what a gate wants to know of the gradients; called before each optimizer step."""
