@@ -18,7 +18,6 @@ from torch import Tensor
 from lightning_morpho.kernels.active import ActiveSet
 from lightning_morpho.kernels.geometry import ChunkMLPs, Layout, layout_of
 from lightning_morpho.kernels.launch import Launcher
-from lightning_morpho.kernels.triton_direct import direct_backward_kernel, direct_forward_kernel
 from lightning_morpho.kernels.triton_mlp import backward_kernel, finish_kernel, forward_kernel
 
 SPARSE_BELOW = 0.6
@@ -28,7 +27,6 @@ WRITES_ALL = True
 
 
 _FORWARD, _BACKWARD, _FINISH = Launcher(forward_kernel), Launcher(backward_kernel), Launcher(finish_kernel)
-_DIRECT_FORWARD, _DIRECT_BACKWARD = Launcher(direct_forward_kernel), Launcher(direct_backward_kernel)
 
 
 class _Launch(NamedTuple):
@@ -43,11 +41,6 @@ class _Launch(NamedTuple):
 FORWARD = {32: _Launch(64, 4, 3, 1056), 64: _Launch(64, 4, 3, 1056)}
 BACKWARD = {32: _Launch(64, 4, 3, 528), 64: _Launch(128, 8, 2, 528)}
 """The best found on an H200, by the columns of a tile."""
-
-DIRECT_WIDTH = 4
-"""Widest chunk, half the most hidden units, that is computed without the matrix units where features lie apart."""
-DIRECT_BLOCK = 2048
-"""Activations that a program of these kernels handles at a time."""
 
 
 class _Tiling(NamedTuple):
@@ -162,14 +155,6 @@ class _Flags(NamedTuple):
 
 
 def _plan(networks: ChunkMLPs, active: ActiveSet, flags: _Flags, *, backward: bool) -> _Start:
-    """How to start a kernel, worked out once for each active set and kind of call."""
-    direct = networks.chunks.max_width <= DIRECT_WIDTH and networks.hidden <= 2 * DIRECT_WIDTH
-    if direct and flags.layout.feature_stride != 1:
-        return _plan_direct(networks, active, flags, backward=backward)
-    return _plan_tiles(networks, active, flags, backward=backward)
-
-
-def _plan_tiles(networks: ChunkMLPs, active: ActiveSet, flags: _Flags, *, backward: bool) -> _Start:
     positions = flags.layout.positions
     t = _tiling(networks, active, positions, flags.sparse, BACKWARD if backward else FORWARD, partial=backward)
     partials = _partials(t.splits, t.counts, t.widths, networks.hidden)
@@ -183,22 +168,6 @@ def _plan_tiles(networks: ChunkMLPs, active: ActiveSet, flags: _Flags, *, backwa
         _BACKWARD if backward else _FORWARD, (sum(t.tiles) * t.splits, 1), numbers, t.launch.warps, t.launch.stages,
         (sum(t.tiles), positions, t.columns), partials, t.splits,
     )  # fmt: skip
-
-
-def _plan_direct(networks: ChunkMLPs, active: ActiveSet, flags: _Flags, *, backward: bool) -> _Start:
-    positions, hidden = flags.layout.positions, networks.hidden
-    widths, counts, boundary = _groups(networks, active, flags.sparse)
-    columns = triton.next_power_of_2(networks.chunks.max_width)
-    block = min(DIRECT_BLOCK // columns, max(32, triton.next_power_of_2(positions)))
-    splits = triton.cdiv(positions, block)
-    partials = _partials(splits, counts, widths, hidden)
-    numbers = (
-        positions, *flags.layout[1:], counts[0], *boundary, *((counts[1], partials[0]) if backward else ()),
-        networks.chunks.max_width, *widths, hidden, columns, block, networks.activation,
-        flags.layout.inner == positions, flags.sparse, *flags.own,
-    )  # fmt: skip
-    kernel = _DIRECT_BACKWARD if backward else _DIRECT_FORWARD
-    return _Start(kernel, (sum(counts), splits), numbers, 4, 3, (sum(counts), columns, positions), partials, splits)
 
 
 def _partials(splits: int, counts: tuple[int, int], widths: tuple[int, int], hidden: int) -> tuple[int, int]:
