@@ -59,6 +59,6 @@ def happenings(entries: Iterable[Entry]) -> list[Happening]:
         elif kind == "fit_start":
             if step:
                 together[step, "RESUMED", "", "resumed", "from a checkpoint"] += 1
-        elif "event" in entry:
+        elif "event" in entry and layer:  # a finding or a notice; what else there is, is for programs
             together[step, kind.upper(), layer, kind.replace("_", " "), why] += 1
     return [Happening(*told, count) for told, count in together.items()]

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from lightning_morpho.cli import main
 from lightning_morpho.telemetry import EVENTS_FILE, append_event, read_run, write_report
+from lightning_morpho.telemetry.happenings import happenings
 from lightning_morpho.telemetry.metric_files import curve_of, read_csv_metrics
 from lightning_morpho.telemetry.report.data import thinned
 from lightning_morpho.telemetry.saved_run import FIGURES_FILE, find_run, lives_of
@@ -110,6 +111,13 @@ def test_a_log_that_begins_in_the_middle_knows_seeds_from_then_on(tmp_path):
     assert [(spell.stage, spell.start) for spell in life.spells] == [("ACTIVE", 680), ("FOSSILIZED", 840)]
     write_report(folder)
     assert "resumed at step 680" in (folder / "report.html").read_text()
+
+
+def test_what_programs_wrote_for_programs_is_no_happening():
+    deferred = {"event": "deferred", "tick": 1, "step": 40, "layer": "net.2", "chunk": 0, "reason": "not measured yet"}
+    decided = {"event": "decided", "tick": 1, "step": 40, "observation": {}, "decisions": []}
+    told = happenings([fit_start(), decided, deferred, tick(40)])
+    assert [str(happening) for happening in told] == ["step 40: net.2: deferred (not measured yet)"]
 
 
 def test_two_generations_of_a_chunk_are_two_lives():
