@@ -158,18 +158,25 @@ class WarmupConfig:
         return min(self.steps, max(self.min_steps, math.ceil(self.share * steps_so_far)))
 
 
+_COPIES = 4
+"""A parameter, its gradient and two values of optimizer state."""
+
+
 @named_arguments
 @dataclass(frozen=True, kw_only=True)
 class BudgetConfig:
-    """A hard limit on what growth may add.
+    """Hard limits on what growth may add; all of them hold, whatever the policy asks for.
 
     Args:
         parameters: Most parameters that seeds may hold, over all layers, ``>= 1``. They are
             allocated before training starts (dormant ones cost memory, no time). ``"auto"``: as
             many as the eligible layers hold, within 100 thousand and 10 million.
+        memory: Most memory of these parameters in MiB, ``> 0``, their gradients and two values of optimizer state
+            each (as Adam has them) included; activations are not. None: no limit of its own.
     """
 
     parameters: int | Auto = AUTO
+    memory: float | None = None
 
     def __post_init__(self) -> None:
         check(
@@ -178,12 +185,25 @@ class BudgetConfig:
             "'auto' or at least 1 parameter",
             self.parameters,
         )
+        positive = self.memory is None or (is_number(self.memory) and self.memory > 0)
+        check(positive, "budget.memory", "a positive number of MiB, or null", self.memory)
 
-    def limit(self, eligible_parameters: int) -> int:
-        """The limit in parameters for layers that hold ``eligible_parameters``."""
-        if self.parameters == AUTO:
-            return min(max(eligible_parameters, 100_000), 10_000_000)
-        return self.parameters
+    def limit(self, eligible_parameters: int, bytes_each: int = 4) -> int:
+        """The limit in parameters.
+
+        Args:
+            eligible_parameters: Parameters that the eligible layers hold.
+            bytes_each: Bytes of one parameter.
+
+        Example:
+            >>> BudgetConfig().limit(10), BudgetConfig(memory=1.0).limit(10), BudgetConfig(memory=1.0).limit(10, 2)
+            (100000, 65536, 100000)
+        """
+        automatic = min(max(eligible_parameters, 100_000), 10_000_000)
+        limit = automatic if self.parameters == AUTO else self.parameters
+        if self.memory is None:
+            return limit
+        return min(limit, int(self.memory * 2**20) // (_COPIES * bytes_each))
 
 
 @named_arguments

@@ -239,7 +239,8 @@ def morph_(
     }
     growing = {name: plan for name, plan in plans.items() if name in pairs or name not in _parties(pairs)}
     held = sum(p.numel() for name in plans for p in modules[name].parameters())
-    budget = config.budget.limit(held)
+    sizes = (p.element_size() for name in plans for p in modules[name].parameters())
+    budget = config.budget.limit(held, max(sizes, default=4))
     if filling:
         growing = fill_budget(growing, pairs, config.layers.beds, budget)
         plans |= growing
@@ -319,7 +320,7 @@ def _report(
     layer = module if isinstance(module, HybridKasminaLayer) else None
     kind = (type(module).__bases__[1] if layer is not None else type(module)).__name__
     if left is not None or layer is None:
-        reason = left or f"`budget.parameters` is spent: a bed here needs {plans[name].numel():,}"
+        reason = left or f"`budget` is spent: a bed here needs {plans[name].numel():,}"
         return ModuleReport(name=name, type=kind, taken=False, reason=reason)
     beds = counts[name]
     on, why = rollout.decide(name)
@@ -375,7 +376,7 @@ def _check_budget(plans: dict[str, Blueprint], counts: dict[str, int], budget: i
     if plans and not any(counts.values()):
         cheapest = min(plans, key=lambda n: plans[n].numel())
         raise ValueError(
-            f"`budget.parameters` ({budget:,}) is too small for one bed: the smallest, in `{cheapest}`, needs "
+            f"`budget` ({budget:,} parameters) is too small for one bed: the smallest, in `{cheapest}`, needs "
             f"{plans[cheapest].numel():,}. Raise the budget or lower `blueprint.hidden`."
         )
 

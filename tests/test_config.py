@@ -37,6 +37,7 @@ BAD = [
     (LifecycleConfig, "lifecycle", "embargo_ticks", -1, "at least 0 ticks"),
     *[(LifecycleConfig, "lifecycle", "alpha_step", v, "(0, 1]") for v in (0, -0.5, 1.01, NAN)],
     *[(BudgetConfig, "budget", "parameters", v, "at least 1 parameter") for v in (0, -5, 1e6, "all")],
+    *[(BudgetConfig, "budget", "memory", v, "positive number of MiB") for v in (0, -1.0, NAN, "all", True)],
     *[(CreditConfig, "credit", "batches", v, "at least 2 validation batches") for v in (0, 1, 2.0)],
     *[(CreditConfig, "credit", "confidence", v, "(0.5, 1)") for v in (0.5, 1.0, 95.0, NAN)],
     (CreditConfig, "credit", "max_groups", 0, "at least 1 seed"),

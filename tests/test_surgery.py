@@ -156,7 +156,7 @@ def test_surgery_keeps_the_function_the_weights_and_the_global_random_state():
         ({"seeds": 3}, "Layer `2`: .*2 features, got 3"),
         ({"kind": "forest"}, "`blueprint.kind` must be one of .*got 'forest'"),
         # The cheapest bed, in layer 2, holds 4 * (8 + 1 + 2) parameters.
-        ({"budget": 43}, r"`budget.parameters` \(43\) is too small.*`2`, needs 44"),
+        ({"budget": 43}, r"`budget` \(43 parameters\) is too small.*`2`, needs 44"),
     ],
 )
 def test_refused_surgery_leaves_the_model_untouched(wrong, message):
@@ -220,7 +220,7 @@ def test_tight_budget_gives_one_bed_each_before_a_second_narrowest_layer_first(b
     assert {m.name: m.beds for m in report.taken} == beds
     assert {name: len(layer.morpho.beds) for name, layer in hybrid_layers(model).items()} == beds
     if "0" not in beds:
-        assert reasons(report)["0"] == (False, "`budget.parameters` is spent: a bed here needs 52")
+        assert reasons(report)["0"] == (False, "`budget` is spent: a bed here needs 52")
         assert type(model[0]) is nn.Linear
 
 

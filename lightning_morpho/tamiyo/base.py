@@ -22,11 +22,11 @@ class Tamiyo(ABC):
       the observation (``losses``, ``last_round``, ``outcomes``); what needs chance draws it from a generator made of
       a seed and the tick, as :class:`~lightning_morpho.RandomPlace` does.
     - *Missing is missing*: a loss that was not measured is None, a statistic NaN or absent. Neither is a zero.
-    - Only layers in ``observation.layers`` can grow, and only those with ``growable``. What a budget does not
-      allow is refused by the engine, with the reason in the event log.
-    - ``decide`` may ask first (:class:`~lightning_morpho.tamiyo.Measure`,
-      :class:`~lightning_morpho.tamiyo.Trial`): it is then called again with the answers in the observation, and must
-      not ask for what it was given.
+    - Only layers in ``observation.layers`` can grow, and only those with ``growable``: the budgets are spent when beds
+      are allocated, so ``free_beds`` is what they leave. A germination at a decayed learning rate is refused by the
+      engine, with the reason in the event log.
+    - ``decide`` may ask first (:class:`~lightning_morpho.tamiyo.Measure`): it is then called again with the answers
+      in the observation, and must not ask for what it was given.
 
     Make it a frozen dataclass, so that Hydra builds it through ``_target_`` and a mistyped value is refused.
 

@@ -25,14 +25,19 @@ class Never(Tamiyo):
 @named_arguments
 @dataclass(frozen=True, kw_only=True)
 class AllAtStart(Tamiyo):
-    """One germination in each layer at the first tick: nearly the final size from the start."""
+    """One germination in each layer before the first training step: nearly the final size from the start.
+
+    Layers whose pair is still to be confirmed on the first batch follow at the first tick.
+    """
+
+    def begin(self, observation: Observation) -> Sequence[Germinate]:
+        """Everywhere."""
+        return germinate(growable(observation), "all at the start")
 
     def grow(self, observation: Observation) -> Sequence[Germinate]:
-        """Everywhere, once; layers that were off then follow when they are on."""
-        layers = growable(observation)
-        if observation.germinations:
-            return germinate((layer for layer in layers if layer.late), "all at the start, joined late")
-        return germinate(layers, "all at the start")
+        """In the layers that could not at the start, and those that were off then; once each."""
+        layers = (layer for layer in growable(observation) if not layer.germinations)
+        return germinate(layers, "all at the start, joined late")
 
 
 @named_arguments

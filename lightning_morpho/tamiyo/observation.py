@@ -55,10 +55,6 @@ class LayerView:
         features: Output features or channels.
         width: Features or channels that a germination adds to: of ``span`` the hidden units in between.
         bed_parameters: Parameters that one germination adds.
-        bed_flops: Floating-point operations that it adds to the forward pass of one example; None while no batch
-            has shown how many positions the layer sees.
-        bed_bytes: Memory that it takes: parameters, their gradients and optimizer state, activations of a batch;
-            None while no batch has shown that.
         free_beds: Germinations that it can still take.
         germinations: Germinations so far.
         dormant: Chunks that may germinate.
@@ -73,8 +69,6 @@ class LayerView:
     features: int
     width: int = 0
     bed_parameters: int
-    bed_flops: int | None = None
-    bed_bytes: int | None = None
     free_beds: int
     germinations: int
     dormant: tuple[int, ...]

@@ -51,8 +51,6 @@ def layer_views(draw: st.DrawFn, position: int) -> LayerView:
         features=8 * chunks,
         width=draw(st.integers(1, 64)),
         bed_parameters=draw(st.integers(1, 1000)),
-        bed_flops=draw(st.one_of(st.none(), st.integers(1, 10**6))),
-        bed_bytes=draw(st.one_of(st.none(), st.integers(1, 10**6))),
         free_beds=draw(st.integers(0, 2)),
         germinations=draw(st.integers(0, 3)),
         dormant=tuple(c for c in range(chunks) if c not in live),

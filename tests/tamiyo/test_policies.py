@@ -6,7 +6,9 @@ from dataclasses import replace
 import pytest
 from torch import nn, optim
 
+from hosts import Host, events, linear_net, loaders, make_trainer, quick
 from lightning_morpho import (
+    AllAtStart,
     BlueprintConfig,
     GrowthEngine,
     LayersConfig,
@@ -274,3 +276,17 @@ def test_same_observation_gives_the_same_answer_whatever_was_seen_between(policy
     policy.decide(observation(layer("a"), tick=7, step=99, losses=(1.0, 1.0, 1.0, 1.0), total_steps=None))
     assert list(policy.decide(seen)) == first
     assert len(first) >= 2
+
+
+# ---- all at the start
+def test_all_at_start_grows_before_the_first_step_and_then_only_where_it_could_not():
+    before = observation(layer("a"), layer("b", free_beds=0), tick=0)
+    assert places(AllAtStart().begin(before)) == [("a", None)]
+    # `b` waited for its pair to be confirmed; `a` was culled in the meantime
+    assert places(AllAtStart().decide(observation(layer("a", germinations=1), layer("b")))) == [("b", None)]
+
+
+def test_all_at_start_in_a_run_grows_at_step_0(tmp_path):
+    make_trainer(tmp_path, quick(tamiyo=AllAtStart()), max_epochs=1).fit(Host(linear_net()), **loaders())
+    born = [(e["step"], e["layer"]) for e in events(tmp_path) if e["from"] == "DORMANT"]
+    assert born == [(0, "net.0"), (0, "net.2")]
