@@ -172,7 +172,7 @@ def headline(results: Results, tasks: Sequence[str]) -> str:
         "the budget that of the widest static net, no size given. *Holds*: at least as good as the best width (the "
         "interval lies above "
         f"-0.5), with at most twice the parameters of the reference. It holds on **{passed} of {len(grown)}** tasks. "
-        "On `letter3`, `shuttle` and `linear` the start is half the reference or all of it, elsewhere a quarter or less. "
+        "On `letter3`, `shuttle` and `linear` that is half the reference or all of it, elsewhere a quarter or less. "
         "A star: not used to choose the rule's constants, the threshold of *whether* apart.\n\n"
         + table(HEADLINE, grown)
         + f"\n**The control**: a static net of the budget's size, `AutoSize(sizing='shrink')`; holds on {held} of "
