@@ -502,7 +502,7 @@ class MorphoCallback(Callback):
             self._host = None
         if self.engine is None or self._reporter is None:
             return
-        self._reporter.sampler.close()
+        self._reporter.close()
         self._state = self.state_dict()
         self.engine.close()
         self.engine = self._reporter = self._ticked_epochs = None
@@ -538,7 +538,7 @@ class MorphoCallback(Callback):
         self._journal.tell()
         self._reporter.tell()
         align_averages(trainer, pl_module)
-        self._reporter.tell_tick(self.engine, pl_module, layers_on=self._rollout.changes)
+        self._reporter.tell_tick(self.engine, pl_module)
         self._review(pl_module)
 
     def _review(self, pl_module: LightningModule) -> None:

@@ -310,8 +310,8 @@ class TelemetryConfig:
             the run's log directory.
         table: Whether the table of seeds is printed when training ends.
         level: How much is measured and logged. ``"minimal"``: activations, for the controller, and figures of the
-            run. ``"standard"``: gradients as well, figures of layers, histograms and seed maps; at most 200 series.
-            ``"full"``: correlations and times as well, figures of single seeds; at most 1000 series.
+            run; at most 20 series. ``"standard"``: gradients as well, figures of layers, histograms and seed maps; at
+            most 200 series. ``"full"``: correlations and times as well, figures of single seeds; at most 1000 series.
     """
 
     every_n_steps: int = 16

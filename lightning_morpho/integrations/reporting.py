@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,27 +15,23 @@ from lightning.pytorch.utilities import rank_zero_info
 from lightning_morpho.config import TelemetryConfig
 from lightning_morpho.engine import GrowthEngine
 from lightning_morpho.integrations.description import describe_model
+from lightning_morpho.integrations.loggers import LAYOUT, RichLoggers
+from lightning_morpho.integrations.progress import GrowthOnBar
 from lightning_morpho.integrations.ranks import gather_objects
 from lightning_morpho.layers import HybridKasminaLayer
 from lightning_morpho.rollout import RolloutChange
-from lightning_morpho.telemetry import (
-    EVENTS_FILE,
-    AnyEvent,
-    Finding,
-    Notice,
-    Refusal,
-    Restored,
-    Sampler,
-    append_event,
-)
+from lightning_morpho.telemetry import EVENTS_FILE, AnyEvent, Restored, Sampler, SeedRecord, append_event
 from lightning_morpho.telemetry.figures import (
     LayerFigures,
+    credit_of,
     layer_figures,
     live_seeds,
     records_by_layer,
     run_figures,
 )
+from lightning_morpho.telemetry.lines import event_lines
 from lightning_morpho.telemetry.run_log import FORMAT, METRICS_FILE, RunLog
+from lightning_morpho.telemetry.series import histograms, scalar_series, seed_map, seed_map_key
 
 MOST_LIVE = 32
 MOST_RECORDS = 1000
@@ -83,15 +79,27 @@ class Reporter:
         self._host_parameters = describe_model(trainer.lightning_module)["parameters"]
         self._began = time.perf_counter()
         self.rollbacks = 0
+        self._layers = layers
+        self._bar = GrowthOnBar(trainer)
+        rich = config.log and config.level != "minimal" and trainer.is_global_zero
+        self._rich = RichLoggers(trainer.loggers if rich else [])
+        self._rich.give("layout", LAYOUT)
+        self._drawn = b""
 
     def collect(self) -> None:
         """Begin a tick: give the layers the statistics since the last one, over all ranks."""
         self._began = time.perf_counter()
         self.sampler.collect(gather_objects)
 
+    def close(self) -> None:
+        """Leave layers and progress bar as they were."""
+        self.sampler.close()
+        self._bar.close()
+
     # ------------------------------------------------------------------ events
     def note(self, event: AnyEvent) -> None:
         """Keep an event until :meth:`tell`."""
+        self.rollbacks += isinstance(event, Restored)
         self._events.append(event)
 
     @property
@@ -111,27 +119,11 @@ class Reporter:
 
     def tell(self) -> None:
         """Write the new events to the log file, and one line for those that belong together."""
-        together: dict[tuple[str, str], int] = {}
         for event in self._events:
             self.write(event.to_dict(epoch=self.trainer.current_epoch))
-            if isinstance(event, Refusal):
-                self._say(f"{event.layer}: not grown ({event.reason})")
-                continue
-            if isinstance(event, Finding):
-                self._say(f"{event.layer}: {event.text}")
-                continue
-            if isinstance(event, Restored):
-                self._say(str(event))
-                continue
-            if isinstance(event, Notice):
-                key = (event.layer, f"{event.event} ({event.reason})")
-                together[key] = together.get(key, 0) + 1
-                continue
-            t = event.transition
-            key = (t.layer, f"{t.source.name} -> {t.target.name} ({t.reason})")
-            together[key] = together.get(key, 0) + 1
-        for line in event_lines(together):
+        for line in event_lines(self._events):
             self._say(line)
+            self._bar.tell(self.trainer.global_step, line)
         self._events.clear()
 
     def tell_rollout(self, change: RolloutChange | None, tick: int) -> None:
@@ -155,13 +147,12 @@ class Reporter:
         if changed:
             self._write("metrics", ticks, values=changed)
 
-    def tell_tick(self, engine: GrowthEngine, pl_module: LightningModule, *, layers_on: bool) -> None:
-        """Write the figures of a tick, and log them.
+    def tell_tick(self, engine: GrowthEngine, pl_module: LightningModule) -> None:
+        """Write the figures of a tick, log them, and show them on the progress bar.
 
         Args:
             engine: The engine, after its tick.
             pl_module: The module that logs.
-            layers_on: Whether to log how many layers the rollout has turned on.
         """
         records = records_by_layer(engine.records)
         figures = [
@@ -177,8 +168,45 @@ class Reporter:
         )
         if self._log.path is not None:
             self._write_tick(engine, figures, run)
+        counts = {name: int(run[f"seeds_{name}"]) for name in ("dormant", "live", "fossilized", "recovering")}
+        self._bar.show(live=counts["live"], kept=counts["fossilized"], seeds=sum(counts.values()))
         if self._config.log:
-            pl_module.log_dict(_series(figures, run, layers_on), sync_dist=self.trainer.world_size > 1)
+            series = scalar_series(figures, run, engine.records, self._config.level)
+            of_run = {name: value for name, value in series.items() if name.startswith("morpho/run/")}
+            pl_module.log_dict(of_run, sync_dist=self.trainer.world_size > 1)  # equal anyway; Lightning warns
+            self._log_series({name: value for name, value in series.items() if name not in of_run})
+            self._draw(figures, engine.records)
+
+    @property
+    def _step(self) -> int:
+        """Where Lightning puts what is logged now."""
+        return max(self.trainer.global_step - 1, 0)
+
+    def _log_series(self, series: dict[str, float]) -> None:
+        """Give loggers the many figures of layers and seeds directly.
+
+        Through ``log_dict`` each would cost a reduction over the ranks, and time at each step until the epoch ends.
+        """
+        if series and self.trainer.is_global_zero:
+            for logger in self.trainer.loggers:
+                logger.log_metrics(series | {"epoch": self.trainer.current_epoch}, self._step)
+
+    def _draw(self, figures: list[LayerFigures], records: Sequence[SeedRecord]) -> None:
+        """Histograms, and the map of seeds if it changed."""
+        step = self._step
+        if self._rich.takes("histogram"):
+            for name, values in histograms(figures).items():
+                self._rich.give("histogram", name, values, step)
+        if not self._rich.takes("image"):
+            return
+        growing = [f for f in figures if len(self._layers[f.name].morpho.beds)]
+        first = list(dict.fromkeys(record.layer for record in records))
+        growing.sort(key=lambda f: first.index(f.name) if f.name in first else len(first))
+        picture = seed_map(growing)
+        if picture.tobytes() != self._drawn:
+            self._drawn = picture.tobytes()
+            self._rich.give("image", "morpho/seed_map", picture, step)
+            self._rich.give("text", "morpho/seed_map_key", seed_map_key(growing), step)
 
     def _write_tick(self, engine: GrowthEngine, figures: list[LayerFigures], run: Mapping[str, float]) -> None:
         self._write(
@@ -192,46 +220,17 @@ class Reporter:
         )
 
     def end(self, engine: GrowthEngine, outcome: str) -> None:
-        """Write how the fit ended."""
+        """Write how the fit ended, and give the table of seeds to loggers that take tables."""
         self._write("end", engine.ticks, outcome=outcome, seeds=engine.records[:MOST_RECORDS])
+        records = engine.records[:MOST_RECORDS]
+        columns = ("layer", "chunk", "generation", "blueprint", "born_step", "stage")
+        rows = [[*(getattr(r, name) for name in columns), *credit_of(r), r.reason] for r in records]
+        if rows:
+            names = [*columns, "credit", "credit_lower", "reason"]
+            self._rich.give("table", "morpho/seeds", names, rows, self._step)
 
     def _write(self, kind: str, ticks: int, **content: Any) -> None:
         self._log.write(kind, tick=ticks, step=self.trainer.global_step, epoch=self.trainer.current_epoch, **content)
 
     def _say(self, text: str) -> None:
         rank_zero_info(f"morpho: step {self.trainer.global_step}: {text}")
-
-
-def _series(figures: list[LayerFigures], run: Mapping[str, float], layers_on: bool) -> dict[str, float]:
-    """What one tick logs; a statistic that was not measured is left out."""
-    values = {f"morpho/run/{name}": value for name, value in run.items() if layers_on or name != "layers_on"}
-    for layer in figures:
-        if layer.on:
-            values |= {f"morpho/{layer.name}/{name}": value for name, value in layer.values.items()}
-    return {name: value for name, value in values.items() if not math.isnan(value)}
-
-
-def event_lines(counts: Mapping[tuple[str, str], int], most: int = 8) -> list[str]:
-    """One line a layer for what happened to its seeds; one line for all layers where it happened to many.
-
-    Args:
-        counts: Seeds, by layer and by what happened.
-        most: Most layers that get a line each.
-
-    Example:
-        >>> event_lines({("net.0", "DORMANT -> LOADING"): 2, ("net.2", "DORMANT -> LOADING"): 1})
-        ['net.0: 2 seeds DORMANT -> LOADING', 'net.2: 1 seed DORMANT -> LOADING']
-        >>> event_lines({(f"net.{i}", "ACTIVE -> CULLED"): 1 for i in range(37)})
-        ['37 layers, net.0 ... net.36: 37 seeds ACTIVE -> CULLED']
-    """
-    layers: dict[str, list[str]] = {}
-    for layer, what in counts:
-        layers.setdefault(what, []).append(layer)
-    lines = []
-    for what, names in layers.items():
-        groups = [names] if len(names) > most else [[name] for name in names]
-        for group in groups:
-            seeds = sum(counts[name, what] for name in group)
-            title = f"{len(group)} layers, {group[0]} ... {group[-1]}" if len(group) > 1 else group[0]
-            lines.append(f"{title}: {'1 seed' if seeds == 1 else f'{seeds} seeds'} {what}")
-    return lines
