@@ -16,7 +16,7 @@ from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader, Subset, TensorDataset
 
 from hosts import Host, linear_net, make_data, make_trainer, quick
-from lightning_morpho import LayersConfig, Observation, Stage, Tamiyo, WarmupConfig, hybrid_layers
+from lightning_morpho import LayersConfig, LifecycleConfig, Observation, Stage, Tamiyo, WarmupConfig, hybrid_layers
 from lightning_morpho.integrations import reshard_
 from lightning_morpho.tamiyo import Cull, Decision, Germinate, Keep
 
@@ -25,6 +25,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "static_graph": {"static_graph": True},
     "accumulation": {"accumulate_grad_batches": 2},
     "random_events": {},
+    "rolled_back": {},
     "fsdp2": {},
     "fsdp2_resumed": {},
     "fsdp2_newborn": {},
@@ -68,6 +69,15 @@ class ShardedHost(SGDHost):
             fully_shard(self.net, mesh=self.device_mesh["data_parallel"])
 
 
+class BreaksOnOneRank(L.Callback):
+    """Gives the last rank alone an infinite weight while seeds live: all must go back together."""
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        if trainer.global_step == 45 and trainer.global_rank == trainer.world_size - 1:
+            with torch.no_grad():
+                pl_module.get_submodule("net.0").get_parameter("weight").fill_(torch.inf)
+
+
 class Weights(L.Callback):
     """Remembers the whole weights after each tick; saves a checkpoint after the first, whose seeds are just born,
     and after the second."""
@@ -103,11 +113,14 @@ def run(variant: str, out: Path) -> None:
     if variant == "random_events":
         layers, warmup = LayersConfig(num_seeds=3, beds=4), WarmupConfig(steps=2, min_steps=2)
         callback = quick(layers=layers, warmup=warmup, tamiyo=RandomDecisions(), every_n_steps=2)
+    if variant == "rolled_back":
+        callback = quick(layers=LayersConfig(num_seeds=2), lifecycle=LifecycleConfig(active_ticks=9))
     states = Weights()
     trainer = make_trainer(
         out / variant,
         callback,
         states,
+        *([BreaksOnOneRank()] if variant == "rolled_back" else []),
         strategy=strategy,
         devices=ranks,
         max_epochs=7 * ranks if variant == "random_events" else 6,

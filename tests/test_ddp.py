@@ -15,7 +15,7 @@ from hosts import assert_equal
 
 pytestmark = pytest.mark.slow
 
-DDP = ["plain", "static_graph", "accumulation", "random_events"]
+DDP = ["plain", "static_graph", "accumulation", "random_events", "rolled_back"]
 
 
 def launch(out: Path, variants: list[str], ranks: int = 2) -> dict[str, Any]:
@@ -43,6 +43,14 @@ def test_replicas_are_bit_equal_after_every_tick(variant: str, results: dict[str
     assert_equal(first["callback"]["engine"], second["callback"]["engine"])
     stages = {record["stage"] for record in first["callback"]["engine"]["records"]}
     assert stages & {"FOSSILIZED", "CULLED"}
+
+
+def test_a_seed_that_breaks_on_one_rank_takes_all_of_them_back(results: dict[str, Any]) -> None:
+    for rank in (0, 1):
+        engine = results[f"rolled_back-{rank}"]["callback"]["engine"]
+        assert engine["governor"]["rollbacks"] == 1
+        assert {record["reason"] for record in engine["records"]} == {"rollback"}
+        assert all(bool(value.isfinite().all()) for value in results[f"rolled_back-{rank}"]["states"][-1].values())
 
 
 @pytest.mark.exhaustive
