@@ -1,0 +1,96 @@
+"""The examples run as they stand, with a small budget: what a person copies must work."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).parents[1] / "examples"
+TESTED_ELSEWHERE = {"demo", "adapt_sentence_encoder"}
+"""By `make demo` and tests/adapt."""
+
+Budget = Callable[[Path], list[str]]
+
+
+def _letters(folder: Path) -> list[str]:
+    """A table of the real one's form: 26 clusters."""
+    draw = random.Random(0)
+    rows = [(chr(65 + n % 26), *((n % 26 * (k + 1)) % 16 + draw.randint(0, 1) for k in range(16))) for n in range(3000)]
+    (folder / "letter.data").write_text("".join(",".join(map(str, row)) + "\n" for row in rows))
+    return ["--data", str(folder / "letter.data"), "--epochs", "4"]
+
+
+def _sources(folder: Path) -> list[str]:
+    text = (FOLDER / "byte_gpt.py").read_text(encoding="utf-8")
+    (folder / "text.py").write_text(text * 4, encoding="utf-8")
+    return ["--data", str(folder), "--steps", "20"]
+
+
+def _epochs(count: int) -> Budget:
+    return lambda folder: ["--epochs", str(count)]
+
+
+IN_PROCESS: dict[str, tuple[Budget, list[str]]] = {
+    "tabular_letter": (_letters, ["test accuracy", "Linear(in_features=16"]),
+    "byte_gpt": (_sources, ["blocks.0.mlp.2", "nats a byte"]),
+    "custom_blueprint": (_epochs(2), ["wide_branch", "test accuracy"]),
+    "custom_policy": (_epochs(16), ["net.2", "test accuracy"]),
+    "plain_loop": (lambda folder: ["--steps", "1000"], ["FOSSILIZED", "exported: accuracy", "out_features=14"]),
+    "growing_on": (_epochs(24), ["one round at 15% of training", "the data have changed", "on all digits"]),
+    "train_mnist1d": (_epochs(3), ["DORMANT -> LOADING", "test_acc"]),
+}
+PROCESSES: dict[str, tuple[list[str], list[str]]] = {
+    "ddp": (["--epochs", "2"], ["2 ranks, 3 germinations, weights equal on all of them: True"]),
+    "hydra_sweep": (
+        ["-m", "morpho/tamiyo=never,uniform", "epochs=2"],
+        ["morpho/tamiyo=never epochs=2: validation", "morpho/tamiyo=uniform epochs=2: validation"],
+    ),
+}
+
+
+def test_every_example_is_tested() -> None:
+    assert {path.stem for path in FOLDER.glob("*.py")} == {*IN_PROCESS, *PROCESSES, *TESTED_ELSEWHERE}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", IN_PROCESS)
+def test_runs(
+    name: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    budget, expected = IN_PROCESS[name]
+    monkeypatch.chdir(tmp_path)
+    spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    example = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(example)
+    example.main(budget(tmp_path))
+    printed = capsys.readouterr().out + caplog.text
+    assert [text for text in expected if text not in printed] == [], printed[-3000:]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PROCESSES)
+def test_runs_as_a_script(name: str, tmp_path: Path) -> None:
+    """Where processes of its own, or Hydra, are what it shows."""
+    arguments, expected = PROCESSES[name]
+    done = subprocess.run(
+        [sys.executable, str(FOLDER / f"{name}.py"), *arguments],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert [text for text in expected if text not in done.stdout] == [], done.stdout[-3000:]
