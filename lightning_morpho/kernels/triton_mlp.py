@@ -40,6 +40,12 @@ def _slope(h, ACTIVATION: tl.constexpr):
 
 
 @triton.jit
+def _finite(x):
+    """Nothing instead of what is not finite: a seed that diverges must reach neither the host nor its tile."""
+    return tl.where(tl.abs(x) < float("inf"), x, 0.0)
+
+
+@triton.jit
 def _position(m, inner, outer_stride, stride, FLAT: tl.constexpr):
     """Offset of each position, 64 bits: activations may hold more than 2^31 elements."""
     if FLAT:
@@ -144,12 +150,12 @@ def _forward_tile(
         mask = inside[:, None] & live_k[None, :]
         x = tl.load(source + at, mask=mask, other=0.0)
         h = tl.dot(x, w1, input_precision=PRECISION) + b[None, :]
-        f = tl.dot(_activate(h, ACTIVATION).to(dtype), w2, input_precision=PRECISION)
+        f = tl.dot(_finite(_activate(h, ACTIVATION)).to(dtype), w2, input_precision=PRECISION)
         if SAME:
             y = x.to(tl.float32)
         else:
             y = tl.load(base + at, mask=mask, other=0.0).to(tl.float32)
-        y = tl.where(gate[None, :], y + alpha_k[None, :] * f, y)
+        y = tl.where(gate[None, :], y + alpha_k[None, :] * _finite(f), y)
         tl.store(out + at, y.to(dtype), mask=mask)
         if KEEP:
             at = m.to(tl.int64)[:, None] * COLUMNS + k[None, :]
@@ -234,14 +240,14 @@ def _backward_tile(
         else:
             x = tl.load(source + at, mask=mask, other=0.0)
         h = tl.dot(x, w1, input_precision=PRECISION) + b[None, :]
-        dh = tl.dot(g, w2t, input_precision=PRECISION) * _slope(h, ACTIVATION)
+        dh = _finite(tl.dot(g, w2t, input_precision=PRECISION) * _slope(h, ACTIVATION))
         if WEIGHTS:
-            a = _activate(h, ACTIVATION).to(dtype)
+            a = _finite(_activate(h, ACTIVATION)).to(dtype)
             d_out = tl.dot(tl.trans(a), g, d_out, input_precision=PRECISION)
             d_in = tl.dot(tl.trans(dh.to(dtype)), x, d_in, input_precision=PRECISION)
             d_b += tl.sum(dh, 0)
         if INPUT:
-            d = tl.dot(dh.to(dtype), w1t, input_precision=PRECISION)
+            d = _finite(tl.dot(dh.to(dtype), w1t, input_precision=PRECISION))
             if SAME:
                 d += g.to(tl.float32)
             else:

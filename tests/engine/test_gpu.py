@@ -178,3 +178,23 @@ def test_compiled_layers_take_the_registered_operator():
     got = compiled(x)
     got.sum().backward()
     torch.testing.assert_close(got, want)
+
+
+@pytest.mark.parametrize("bad", [float("inf"), float("nan")])
+@pytest.mark.parametrize("live", [None, [0, 3, 9]])
+def test_a_diverged_seed_reaches_neither_the_host_nor_its_neighbours(bad, live):
+    layer = layer_of(dtype=torch.float32, live=live)
+    with torch.no_grad():
+        layer.morpho.beds[0].w_out[3] = bad
+        layer.morpho.beds[0].w_in[9] = bad
+    x = torch.randn(64, 256, device="cuda", requires_grad=True)
+    results = []
+    for fused in (True, False):
+        layer.set_features({"fused_kernels": fused})
+        x.grad = None
+        out = layer(x)
+        out.sum().backward()
+        results.append((out.detach(), x.grad.clone()))
+    for one, other in zip(*results, strict=True):
+        assert one.isfinite().all()
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
