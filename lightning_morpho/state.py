@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lightning_morpho.lifecycle import Stage
+from lightning_morpho.lifecycle import LifecycleError, Stage
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
 NO_BED = -1
 
@@ -142,10 +142,19 @@ class LogicalSeed:
         index: Chunk that the seed belongs to.
         blueprint: Kind of network that it grows.
         health: Statistics of its chunk as last sampled, empty if none were.
+        germinate: How its layer germinates the seeds of some chunks; None for a state without a layer.
     """
 
-    def __init__(self, state: StateTensor, index: int, blueprint: str, health: Mapping[str, float]) -> None:
+    def __init__(
+        self,
+        state: StateTensor,
+        index: int,
+        blueprint: str,
+        health: Mapping[str, float],
+        germinate: Callable[[list[int]], list[int]] | None = None,
+    ) -> None:
         self._state = state
+        self._germinate = germinate
         self.index = index
         self.blueprint = blueprint
         self.health = health
@@ -178,8 +187,36 @@ class LogicalSeed:
 
     @property
     def errors(self) -> int:
-        """Errors contained so far."""
+        """Errors contained so far, those of the chunk's earlier seeds included."""
         return int(self._state.errors[self.index])
+
+    @property
+    def recovering(self) -> bool:
+        """Whether errors ended it, and it waits ``lifecycle.recovery_ticks`` until its chunk may germinate again."""
+        return self.stage is Stage.ERROR_RECOVERY
+
+    def request_germination(self) -> None:
+        """Ask for adaptation in this chunk: its blueprint grows at once. The layer's output does not change.
+
+        Whether a chunk needs it is for a policy to say, which sees the whole model; ``health`` alone does not tell.
+
+        Raises:
+            LifecycleError: If the seed is not dormant, no bed is free, or the view belongs to no layer.
+
+        Example:
+            >>> from torch import nn
+            >>> from lightning_morpho import HybridKasminaLayer
+            >>> seed = HybridKasminaLayer(nn.Linear(8, 6)).seed(0)
+            >>> seed.request_germination()
+            >>> seed.stage.name, seed.recovering
+            ('LOADING', False)
+        """
+        if self._germinate is None:
+            raise LifecycleError(
+                f"Seed {self.index} is a view of a state without a layer, and nothing can grow there: "
+                "take it from `layer.seed(chunk)`."
+            )
+        self._germinate([self.index])
 
     def __repr__(self) -> str:
         return (

@@ -2,6 +2,7 @@
 
 import copy
 import io
+import json
 import pickle
 
 import numpy as np
@@ -791,3 +792,76 @@ class AnyOrderOfRequests(RuleBasedStateMachine):
 
 TestAnyOrderOfRequests = AnyOrderOfRequests.TestCase
 TestAnyOrderOfRequests.settings = settings(max_examples=60, stateful_step_count=40)
+
+
+# ---------------------------------------------------------------- what a layer says of itself
+@pytest.mark.parametrize("lifecycle", ["phase1", "full"])
+def test_layer_stats_count_what_happened(lifecycle):
+    config = MorphoConfig(
+        layers=LayersConfig(num_seeds=3, beds=3),
+        blueprint=BlueprintConfig(kind="neurons", hidden=2),
+        lifecycle=LifecycleConfig(kind=lifecycle, max_errors=1, alpha_step=1.0),
+    )
+    layer = HybridKasminaLayer(nn.Linear(4, 6), config)
+    asleep = layer.get_layer_stats()
+    assert asleep.pop("mean_alpha") != asleep.get("mean_alpha")  # NaN: nothing lives
+    assert asleep == {
+        "blueprint": "neurons",
+        "seeds": {"DORMANT": 3},
+        "kept_seeds": 0,
+        "germinations": 0,
+        "beds": 3,
+        "free_beds": 3,
+        "live_parameters": 0,
+        "kept_parameters": 0,
+        "errors": 0,
+    }
+    layer.request_germination(0)
+    while layer.seed(0).stage is not layer.morpho.lifecycle_table.judged:
+        layer.advance()
+        layer.morpho.bed_at(0).steps += 100  # no warm-up to wait for
+    layer.morpho.keep([0], reason="test")
+    while layer.morpho.state.where(*layer.morpho.lifecycle_table.live).size:
+        layer.advance()
+    layer.request_germination(1)
+    layer.request_germination(2)
+    while not layer.seed(1).alpha:
+        layer.advance()
+    layer.morpho.record_errors([2], reason="test")
+    stats, bed = layer.get_layer_stats(), 2 * (4 + 1 + 6)
+    assert (stats["kept_parameters"], stats["live_parameters"]) == (bed, bed)
+    assert stats["live_parameters"] + stats["kept_parameters"] == layer.morpho.live_parameters
+    assert (stats["kept_seeds"], stats["germinations"], stats["free_beds"], stats["errors"]) == (1, 3, 1, 1)
+    assert stats["seeds"].get("ERROR_RECOVERY", 0) + stats["seeds"].get("CANCELLED", 0) == 1
+    assert sum(stats["seeds"].values()) == 3
+    assert stats["mean_alpha"] == layer.seed(1).alpha
+    json.dumps(stats)
+
+
+def test_health_report_has_an_entry_for_each_seed_and_nan_for_what_nobody_measured():
+    config = MorphoConfig(layers=LayersConfig(num_seeds=2), lifecycle=LifecycleConfig(max_errors=1))
+    layer = HybridKasminaLayer(nn.Linear(4, 6), config)
+    layer.seed(1).request_germination()
+    layer.morpho.health = {"mean": torch.tensor([0.5, 0.25]), "correlation": torch.tensor([0.1, 0.2])}
+    first, second = layer.get_health_report()
+    assert (first["chunk"], first["stage"], second["chunk"], second["stage"]) == (0, "DORMANT", 1, "LOADING")
+    assert first["statistics"]["mean"] == 0.5
+    assert second["statistics"]["correlation"] == pytest.approx(0.2)
+    assert all(np.isnan(second["statistics"][name]) for name in ("variance", "seed_gradient", "host_gradient"))
+    layer.morpho.record_errors([1], reason="test")
+    entry = layer.get_health_report()[1]
+    assert (entry["stage"], entry["errors"], entry["recovering"], entry["alpha"]) == ("ERROR_RECOVERY", 1, True, 0)
+    with pytest.raises(LifecycleError):
+        layer.seed(1).request_germination()
+
+
+def test_health_report_names_what_sampling_measures():
+    from lightning_morpho.layers.overview import STATISTICS
+    from lightning_morpho.telemetry.sampling import LayerSampler
+
+    layer = HybridKasminaLayer(nn.Linear(4, 6), MorphoConfig(layers=LayersConfig(num_seeds=2)))
+    sampler = LayerSampler(layer, torch.device("cpu"), activations=True, gradients=True, detailed=False)
+    sampler.open()
+    layer(torch.randn(8, 4)).sum().backward()
+    sampler.take_gradients({id(p) for p in layer.parameters()})
+    assert tuple(sampler.collect(True, True)) == STATISTICS

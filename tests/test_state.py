@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_morpho import LogicalSeed, Stage, StateTensor
+from lightning_morpho import LifecycleError, LogicalSeed, Stage, StateTensor
 
 
 def test_seeds_start_dormant_without_bed_and_at_alpha_zero():
@@ -116,6 +116,22 @@ def test_view_of_a_seed_follows_the_state():
     )
     assert seed.stage is Stage.ACTIVE
     assert "chunk=1, generation=3, stage=ACTIVE, alpha=0.75, age=4, blueprint='neurons'" in repr(seed)
+
+
+def test_view_says_whether_its_seed_recovers_from_errors():
+    state = StateTensor(2)
+    seed = LogicalSeed(state, 1, "neurons", {})
+    for stage in Stage:
+        state.update(1, stage=stage)
+        assert seed.recovering is (stage is Stage.ERROR_RECOVERY)
+
+
+def test_view_hands_a_request_to_its_layer_and_without_one_says_so():
+    state, asked = StateTensor(2), []
+    LogicalSeed(state, 1, "neurons", {}, lambda chunks: asked.append(chunks) or chunks).request_germination()
+    assert asked == [[1]]
+    with pytest.raises(LifecycleError, match="without a layer"):
+        LogicalSeed(state, 1, "neurons", {}).request_germination()
 
 
 @given(st.integers(1, 6), st.data())

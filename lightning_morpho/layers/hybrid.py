@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from lightning_morpho.blueprints import Blueprint, Route, Site, Span, blueprint_type, is_eligible_type
 from lightning_morpho.chunks import ChunkManager
 from lightning_morpho.config import AUTO, BUDGET, MorphoConfig
+from lightning_morpho.layers.overview import health_report, layer_stats
 from lightning_morpho.layers.seeds import SeedBeds
 from lightning_morpho.lifecycle import LifecycleError
 from lightning_morpho.pairs import Pair
@@ -25,6 +26,11 @@ class ChunkedKasminaLayer(nn.Module):
     Constructing it swaps the class of the given layer in place, as ``torch.nn.utils.parametrize`` does,
     and returns that same object: ``isinstance(layer, nn.Linear)``, ``layer.weight``, the keys of its
     ``state_dict`` and its hooks stay. It gains one child module, ``morpho``, that holds the seeds.
+
+    The kind of network that grows is chosen here, by ``config.blueprint.kind``, among those that
+    :func:`~lightning_morpho.register_blueprint` knows. The original design's method ``register_blueprint`` on a
+    layer is left out: the parameters of all beds are made with the layer, optimizers and checkpoints hold them, and
+    another kind needs others. ``unmorph_`` and ``morph_`` change it while every seed is dormant.
 
     Args:
         layer: Exactly an ``nn.Linear``, ``nn.Conv1d``, ``nn.Conv2d`` or ``nn.Conv3d``.
@@ -117,6 +123,42 @@ class ChunkedKasminaLayer(nn.Module):
             LifecycleError: If its seed is not live.
         """
         self.morpho.cancel([chunk])
+
+    def get_layer_stats(self) -> dict[str, Any]:
+        """Sums over all seeds, as plain values that go into JSON or a logger.
+
+        Returns:
+            ``blueprint``; ``seeds``: how many are in each stage that any is in; ``kept_seeds``: fossils, those of
+            earlier generations too; ``germinations`` so far; ``beds``; ``free_beds``: germinations that the layer can
+            still take, 0 before its pair is confirmed; ``kept_parameters`` of the beds with fossils alone and
+            ``live_parameters`` of all else in use; ``mean_alpha`` of the live seeds, NaN without any; ``errors``
+            contained so far.
+
+        Example:
+            >>> from lightning_morpho import BlueprintConfig, LayersConfig
+            >>> config = MorphoConfig(layers=LayersConfig(num_seeds=3), blueprint=BlueprintConfig(hidden=4))
+            >>> layer = ChunkedKasminaLayer(nn.Linear(8, 6), config)
+            >>> _ = layer.request_germination([0, 2])
+            >>> stats = layer.get_layer_stats()
+            >>> stats["seeds"], stats["live_parameters"], stats["mean_alpha"]
+            ({'DORMANT': 1, 'LOADING': 2}, 60, 1.0)
+        """
+        return layer_stats(self.morpho)
+
+    def get_health_report(self) -> list[dict[str, Any]]:
+        """One entry a seed, in the order of the chunks, as plain values.
+
+        Returns:
+            For each: ``chunk``, ``generation``, ``stage``, ``alpha``, ``age`` in ticks, ``errors``, ``recovering``
+            and ``statistics`` of its chunk by name as last sampled; NaN for one that was not measured.
+
+        Example:
+            >>> layer = ChunkedKasminaLayer(nn.Linear(8, 6))
+            >>> entry = layer.get_health_report()[0]
+            >>> entry["stage"], entry["errors"], entry["statistics"]["gradient_ratio"]
+            ('DORMANT', 0, nan)
+        """
+        return health_report(self.morpho)
 
     def advance(self, losses: Sequence[float | None] = ()) -> None:
         """One decision tick, in a loop of your own: ages rise, stages advance, blend weights move.

@@ -471,7 +471,7 @@ class SeedBeds(nn.Module):
     def seed_at(self, chunk: int) -> LogicalSeed:
         """View of the current seed of a chunk."""
         health = {name: float(values[chunk]) for name, values in self.health.items()}
-        return LogicalSeed(self.state, chunk, self.kind, health)
+        return LogicalSeed(self.state, chunk, self.kind, health, self.germinate)
 
     def free_bed(self) -> int | None:
         """Index of the next free bed, None if all are taken or the layer's pair is not confirmed."""
