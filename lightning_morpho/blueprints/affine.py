@@ -11,7 +11,7 @@ from lightning_morpho.blueprints.base import Blueprint, register_blueprint
 from lightning_morpho.grafting import weighted
 
 
-@register_blueprint("affine")
+@register_blueprint("affine", probe=False)
 class Affine(Blueprint):
     r"""A learnt scale and shift of each output feature: the smallest seed there is.
 

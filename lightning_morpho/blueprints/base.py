@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lightning_morpho.blueprints.probe import probe as probe_blueprint
 from lightning_morpho.blueprints.site import Site
 from lightning_morpho.config import BlueprintConfig
 
@@ -46,6 +47,8 @@ class Blueprint(ABC):
         kind: Its name in the registry.
         source: What it reads: the layer's ``"input"``, its ``"output"``, each ``"chunk"`` of that, or the
             input of the ``"producer"`` layer before it.
+        layers: Types of layer that it is for, all of which it must work in; empty: not declared, and it must work in
+            one of them at least.
         folds: Whether what it adds is linear in the layer's input, so that export puts it into the layer's own
             weights with :meth:`fold`.
 
@@ -55,6 +58,7 @@ class Blueprint(ABC):
 
     kind: ClassVar[str] = ""
     source: ClassVar[Source]
+    layers: ClassVar[tuple[type[nn.Module], ...]] = ()
     folds: bool = False
 
     def __init__(self, site: Site, config: BlueprintConfig) -> None:
@@ -155,12 +159,36 @@ class Blueprint(ABC):
 _REGISTRY: dict[str, type[Blueprint]] = {}
 
 
-def register_blueprint(name: str) -> Callable[[type[Blueprint]], type[Blueprint]]:
+def register_blueprint(name: str, *, probe: bool = True) -> Callable[[type[Blueprint]], type[Blueprint]]:
     """Class decorator: make a :class:`Blueprint` available as ``blueprint.kind: <name>``.
 
+    The class is tried on small layers first, linear ones and convolutions, so that a wrong shape, a newborn that is
+    not exactly zero, or one without a gradient shows here and not in a run.
+
+    Args:
+        name: A new name in the registry.
+        probe: Whether to try it; False for one that needs a large layer or a GPU.
+
     Raises:
-        ValueError: If the name is taken.
+        ValueError: If the name is taken, or the class does not do what a blueprint must; then it is not registered.
         TypeError: If the class is no Blueprint.
+
+    Example:
+        >>> @register_blueprint("scale")  # doctest: +ELLIPSIS
+        ... class Scale(Blueprint):
+        ...     source = "output"
+        ...
+        ...     def shapes(self):
+        ...         return {"gain": (self.site.out_features,)}
+        ...
+        ...     def reset_(self, parameters, generator):
+        ...         parameters["gain"].fill_(0.5)
+        ...
+        ...     def grow(self, parameters, source):
+        ...         return source * self.site.per_feature(parameters["gain"])
+        Traceback (most recent call last):
+            ...
+        lightning_morpho.blueprints.probe.ProbeError: Blueprint `scale` in Linear(...) with 2 seeds must give ...
     """
 
     def register(blueprint: type[Blueprint]) -> type[Blueprint]:
@@ -168,8 +196,14 @@ def register_blueprint(name: str) -> Callable[[type[Blueprint]], type[Blueprint]
             raise ValueError(f"A blueprint named {name!r} is registered already: {_REGISTRY[name].__name__}.")
         if not (isinstance(blueprint, type) and issubclass(blueprint, Blueprint)):
             raise TypeError(f"`{name}` must be a subclass of Blueprint, got {blueprint!r}.")
+        before, blueprint.kind = blueprint.kind, name
+        if probe and blueprint.source != "producer":
+            try:
+                probe_blueprint(blueprint)
+            except ValueError:
+                blueprint.kind = before
+                raise
         _REGISTRY[name] = blueprint
-        blueprint.kind = name
         return blueprint
 
     return register

@@ -14,7 +14,7 @@ from lightning_morpho.blueprints.plain import plain_layer
 _CONVOLVE = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
 
-@register_blueprint("block")
+@register_blueprint("block", probe=False)
 class Block(Blueprint):
     r"""A residual block on the whole output of the layer: depth.
 

@@ -14,7 +14,7 @@ from lightning_morpho.blueprints.plain import plain_layer, pointwise_layer
 from lightning_morpho.grafting import weighted
 
 
-@register_blueprint("glu")
+@register_blueprint("glu", probe=False)
 class GLU(Blueprint):
     r"""Gated hidden units that read the layer's input and write into its output.
 

@@ -13,7 +13,7 @@ from lightning_morpho.blueprints.plain import plain_layer, pointwise_layer
 from lightning_morpho.grafting import weighted
 
 
-@register_blueprint("lowrank")
+@register_blueprint("lowrank", probe=False)
 class LowRank(Blueprint):
     r"""A linear map of low rank from the layer's input to its output, for adapting a trained host.
 

@@ -11,7 +11,7 @@ from lightning_morpho.blueprints.base import ACTIVATION_MODULES, Blueprint, regi
 from lightning_morpho.blueprints.plain import pointwise_layer
 
 
-@register_blueprint("mlp")
+@register_blueprint("mlp", probe=False)
 class ChunkMLP(Blueprint):
     r"""A two-layer network on each chunk, batched over chunks (pointwise for convolutions).
 

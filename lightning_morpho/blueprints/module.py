@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -156,7 +156,14 @@ def _named(kind: str, site: Site, config: BlueprintConfig) -> Blueprint:
     return blueprint_type(kind)(site, config)
 
 
-def register_module_blueprint(name: str, factory: ModuleFactory, *, source: Source = "input") -> None:
+def register_module_blueprint(
+    name: str,
+    factory: ModuleFactory,
+    *,
+    source: Source = "input",
+    layers: Sequence[type[nn.Module]] = (),
+    probe: bool = True,
+) -> None:
     """Make modules of your own available as ``blueprint.kind: <name>``.
 
     Args:
@@ -167,9 +174,11 @@ def register_module_blueprint(name: str, factory: ModuleFactory, *, source: Sour
             that, features last. In the first two cases it reads and gives the layer's own layout: channels
             first behind a convolution, and there it must keep (``"output"``) or make (``"input"``) the size of
             the layer's output.
+        layers: Types of layer that it is for; empty: whichever it works in.
+        probe: Whether to try it on small layers now, as :func:`~lightning_morpho.register_blueprint` does.
 
     Raises:
-        ValueError: If the name is taken, or the source unknown.
+        ValueError: If the name is taken, the source unknown, or the module gives a wrong shape.
 
     Example:
         >>> register_module_blueprint("two_layers", lambda i, o: nn.Sequential(nn.Linear(i, 4), nn.Linear(4, o)))
@@ -180,5 +189,5 @@ def register_module_blueprint(name: str, factory: ModuleFactory, *, source: Sour
     """
     if source not in ("input", "output", "chunk"):
         raise ValueError(f"`source` must be 'input', 'output' or 'chunk', got {source!r}.")
-    members = {"factory": staticmethod(factory), "source": source, "__module__": __name__}
-    register_blueprint(name)(type(f"Module_{name}", (ModuleBlueprint,), members))
+    members = {"factory": staticmethod(factory), "source": source, "layers": tuple(layers), "__module__": __name__}
+    register_blueprint(name, probe=probe)(type(f"Module_{name}", (ModuleBlueprint,), members))

@@ -13,7 +13,7 @@ from lightning_morpho.blueprints.plain import plain_layer, pointwise_layer
 from lightning_morpho.grafting import weighted
 
 
-@register_blueprint("neurons")
+@register_blueprint("neurons", probe=False)
 class Neurons(Blueprint):
     r"""Hidden units that read the layer's input and write into its output.
 

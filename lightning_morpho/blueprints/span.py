@@ -39,7 +39,7 @@ class Route:
         return [s.module for s in self.pair.all_steps if isinstance(s.module, _BatchNorm)]
 
 
-@register_blueprint("span")
+@register_blueprint("span", probe=False)
 class Span(Blueprint):
     r"""Hidden units that read a producer's input and write into the consumer's output.
 

@@ -209,7 +209,8 @@ def plan_blueprint(layer: nn.Module, config: MorphoConfig, route: Route | None =
 
     Raises:
         TypeError: If the layer's type is not an eligible one.
-        ValueError: For more seeds than features, an unknown blueprint, or one that the blend does not suit.
+        ValueError: For more seeds than features, an unknown blueprint, or one that suits the layer or the blend
+            not.
     """
     if not is_eligible_type(type(layer)):
         raise TypeError(
@@ -222,7 +223,14 @@ def plan_blueprint(layer: nn.Module, config: MorphoConfig, route: Route | None =
         blueprint = replace(blueprint, hidden=AUTO)
     if route is not None and kind in (AUTO, "span"):
         return _blendable(Span(site, blueprint, route), config.grafting.blend)
-    made = blueprint_type("neurons" if kind == AUTO else kind)(site, blueprint)
+    chosen = blueprint_type("neurons" if kind == AUTO else kind)
+    if chosen.layers and type(layer) not in chosen.layers:
+        raise ValueError(
+            f"Blueprint `{chosen.kind}` is for {[t.__name__ for t in chosen.layers]}, "
+            f"got a layer {type(layer).__name__}: "
+            "leave it out with `layers.exclude`, or choose another `blueprint.kind`."
+        )
+    made = chosen(site, blueprint)
     return _blendable(made, config.grafting.blend)
 
 

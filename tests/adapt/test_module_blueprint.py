@@ -140,8 +140,12 @@ def test_copies_and_pickles_grow_on(grown):
         (lambda i, o: "linear", TypeError, "must return an nn.Module, got 'linear'"),
     ],
 )
-def test_wrong_module_is_refused_before_the_layer_is_touched(factory, error, message, make_layer):
-    register_module_blueprint("mine", factory)
+def test_wrong_module_is_refused_at_registration_or_before_the_layer_is_touched(factory, error, message, make_layer):
+    with pytest.raises(ValueError, match=message):
+        register_module_blueprint("mine", factory)
+    with pytest.raises(ValueError, match="got 'mine'"):
+        base.blueprint_type("mine")
+    register_module_blueprint("mine", factory, probe=False)
     layer = nn.Linear(4, 6)
     with pytest.raises(error, match=message):
         make_layer(layer, kind="mine")
