@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := test
-.PHONY: demo test quick lint bench
+.PHONY: demo test quick lint docs bench
 
 # Stamps: an extra is installed again only when what it depends on has changed.
 .venv/.installed-%: pyproject.toml constraints.txt
@@ -26,6 +26,9 @@ lint: .venv/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: .venv/.installed-docs
+	$(BIN)/python -m mkdocs build --strict
 
 bench: .venv/.installed-dev
 	for name in chunks state dormant active telemetry scaling train_step; do \
