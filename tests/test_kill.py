@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import multiprocessing
 import os
 import signal
@@ -17,9 +18,11 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
 from hosts import Host, assert_equal, linear_net, loaders, make_data, make_trainer, quick
-from lightning_morpho import LayersConfig, MorphoCallback
+from lightning_morpho import GraftingConfig, LayersConfig, LifecycleConfig, MorphoCallback
 
 EPOCHS, BATCHES = 6, 8
+FULL = 4
+"""Steps between the ticks of the run with lifecycle `full`, whose path is longer than six epochs."""
 
 
 class Resumable:
@@ -73,7 +76,11 @@ class Kill(L.Callback):
 def run(root: Path, every_n_steps: int | None, ckpt: Path | None, kill: dict[str, int]) -> None:
     torch.set_num_threads(1)
     L.seed_everything(0)
-    morpho = quick(every_n_steps=every_n_steps, layers=LayersConfig(num_seeds=2))
+    options: dict[str, Any] = {"layers": LayersConfig(num_seeds=2)}
+    if every_n_steps == FULL:
+        options["lifecycle"] = LifecycleConfig(kind="full", incubation="boosting", active_ticks=1, embargo_ticks=1)
+        options["grafting"] = GraftingConfig(curve="cosine", gate="drift", max_drift=0.5, ticks=4)
+    morpho = quick(every_n_steps=every_n_steps, **options)
     saver = ModelCheckpoint(root, filename="saved", every_n_train_steps=1, save_top_k=1, enable_version_counter=False)
     callbacks = [morpho, Kill(morpho, **kill), saver]
     trainer = make_trainer(root, *callbacks, max_epochs=EPOCHS, enable_checkpointing=True)
@@ -96,7 +103,7 @@ def end_of(root: Path) -> Any:
 @pytest.fixture(scope="module")
 def left_alone(tmp_path_factory: pytest.TempPathFactory) -> dict[int | None, Any]:
     ends = {}
-    for every in (None, 7):
+    for every in (None, 7, FULL):
         root = tmp_path_factory.mktemp("alone")
         assert in_a_process(run, root, every, None, {}) == 0
         ends[every] = end_of(root)
@@ -106,6 +113,7 @@ def left_alone(tmp_path_factory: pytest.TempPathFactory) -> dict[int | None, Any
 STEPS = [2, 7, 8, 9, 12, 14, 15, 16, 17, 20, 21, 24, 25, 28, 32, 33, 40]
 POINTS = [(None, {"step": s}) for s in STEPS] + [(7, {"step": s}) for s in (7, 8, 15, 22, 36)]
 POINTS += [(None, {"transition": t}) for t in (0, 1, 4)] + [(7, {"transition": t}) for t in (1, 5)]
+POINTS += [(FULL, {"step": s}) for s in (10, 22, 43, 46)]  # incubating, grafting, deferred, fine-tuning
 
 
 @pytest.mark.parametrize(("every", "kill"), POINTS, ids=str)
@@ -134,6 +142,11 @@ def test_a_checkpoint_with_code_in_it_is_refused(tmp_path: Path) -> None:
     torch.save({"state_dict": {"net.0.morpho._extra_state": Malicious()}}, tmp_path / "bad.ckpt")
     with pytest.raises(Exception, match="[Ww]eights.only"):
         load_grown_(Host(linear_net()), tmp_path / "bad.ckpt")
+
+
+def test_the_run_with_lifecycle_full_keeps_a_seed(left_alone: dict[int | None, Any]) -> None:
+    state = json.loads(left_alone[FULL][0]["net.2.morpho._extra_state"])
+    assert any(any(bed["kept"]) for bed in state["beds"]), "the points above would not lie where they say"
 
 
 def test_callback_state_is_made_of_plain_values_and_tensors(left_alone: dict[int | None, Any]) -> None:
