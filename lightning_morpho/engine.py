@@ -460,6 +460,7 @@ class GrowthEngine:
         self._now = self.step
         self._last_rollback, self._rollbacks_in_a_row = state.get("rollbacks", (0, 0))
         if self.governor is not None and state.get("governor") is not None:
+            self.governor.set_live(self._any_live())  # a sharded model is restored after the engine is made
             self.governor.load_state_dict(state["governor"])
         self._births = {(layer, chunk): tuple(losses) for layer, chunk, losses in state.get("births", ())}
         assessments, resizings = state.get("assessments"), state.get("resizings")
