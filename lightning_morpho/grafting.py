@@ -159,8 +159,8 @@ def instability(losses: Sequence[float | None], window: int) -> float:
         window: Changes to look at, at least 2; NaN with fewer than two, or without a loss at this tick.
 
     Example:
-        >>> instability([4.0, 3.0, 2.0, 1.0], 3), instability([1.0, 2.0, 1.0], 2) > 1
-        (0.0, True)
+        >>> instability([4.0, 3.0, 2.0, 1.0], 3), instability([1.0, 2.0, 1.0], 2)
+        (0.0, 0.75)
     """
     known = [loss for loss in losses[-window - 1 :] if loss is not None]
     if len(known) < 3 or losses[-1] is None:

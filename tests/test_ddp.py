@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -34,13 +35,20 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     )
 
 
+def agreed(result: dict[str, Any]) -> str:
+    """What the ranks must agree on: all of the engine's state but losses that they have not exchanged yet."""
+    engine = dict(result["callback"]["engine"])
+    engine["governor"] = {key: value for key, value in engine["governor"].items() if key != "waiting"}
+    return json.dumps(engine, sort_keys=True)  # in which NaN equals NaN
+
+
 @pytest.mark.parametrize("variant", DDP)
 def test_replicas_are_bit_equal_after_every_tick(variant: str, results: dict[str, Any]) -> None:
     first, second = results[f"{variant}-0"], results[f"{variant}-1"]
     assert first["losses"] != second["losses"], "the ranks must have seen different data"
     assert len(first["states"]) >= 6
     assert_equal(first["states"], second["states"])
-    assert_equal(first["callback"]["engine"], second["callback"]["engine"])
+    assert agreed(first) == agreed(second)
     stages = {record["stage"] for record in first["callback"]["engine"]["records"]}
     assert stages & {"FOSSILIZED", "CULLED"}
 
@@ -96,4 +104,7 @@ def test_sharded_training_resumes_bit_equal_in_the_middle_of_growth(
 ) -> None:
     """Newborns have no optimizer state yet: a checkpoint of that moment could not be loaded once."""
     assert_equal(results["fsdp2-0"]["states"][after:], results[f"{variant}-0"]["states"])
-    assert_equal(results["fsdp2-0"]["callback"]["engine"], results[f"{variant}-0"]["callback"]["engine"])
+    whole, resumed = (dict(results[name]["callback"]["engine"]) for name in ("fsdp2-0", f"{variant}-0"))
+    for engine in (whole, resumed):
+        del engine["governor"]  # a checkpoint holds the first rank's losses alone, until the ranks exchange them
+    assert_equal(whole, resumed)

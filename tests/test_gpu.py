@@ -40,7 +40,7 @@ def test_growth_works_in_every_precision(precision: Any, kind: str, make_net: An
     module = Cast(make_net())
     train(tmp_path, module, quick(blueprint=BlueprintConfig(kind=kind)), precision=precision, max_epochs=6)
     judged = [e for e in events(tmp_path) if e["from"] == "ACTIVE"]
-    assert judged and all("gain" in e["reason"] or "harm" in e["reason"] for e in judged)
+    assert judged and not any(e["reason"].startswith("unjudged") for e in judged)
     assert all(p.isfinite().all() for p in module.parameters())
 
 

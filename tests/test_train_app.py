@@ -38,12 +38,15 @@ CHANGES = {
     "credit/adapt": {"max_groups": 256, "measurements": 1024},
     "lifecycle/full": {"kind": "full"},
     **{f"grafting/{n}": {"ramp": True, "curve": c, "gate": g} for n, (c, g) in GRAFTING_PRESETS.items()},
+    "governor/off": {"enabled": False},
     "rollout/off": {"enabled": False},
     "rollout/canary": {"percentage": 5.0},
     "rollout/half": {"percentage": 50.0},
     "rollout/ramp": {"unit": "layer", "ramp": json.loads(json.dumps(dataclasses.asdict(RampConfig())))},
     "tamiyo/conservative": {"start": 10, "every": 5},
     "tamiyo/eager": {"every": 1, "events": 4},
+    "tamiyo/earliest": {"by": "earliest"},
+    "tamiyo/gradient": {"by": "gradient"},
 }
 FAST = ["trainer.max_epochs=1", "trainer.limit_train_batches=5", "data.num_train=500"]
 

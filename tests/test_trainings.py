@@ -323,7 +323,7 @@ def test_growth_works_in_other_precisions(precision: Any, kind: str, tmp_path: P
     expected = {"bf16-mixed": torch.float32, "bf16-true": torch.bfloat16, "64-true": torch.float64}[precision]
     assert {p.dtype for n, p in module.named_parameters() if ".morpho." in n} == {expected}
     judged = [e for e in events(tmp_path) if e["from"] == "ACTIVE"]
-    assert judged and all("gain" in e["reason"] or "harm" in e["reason"] for e in judged)
+    assert judged and not any(e["reason"].startswith("unjudged") for e in judged)
 
 
 # ------------------------------------------------------------------------------------------------- checkpoints

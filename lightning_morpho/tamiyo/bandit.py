@@ -98,7 +98,7 @@ def posterior(own: Iterable[Outcome], alike: Iterable[Outcome]) -> tuple[float, 
         (0.05, 0.1)
         >>> few, many = (Outcome.of("span", "a", [(0.3, 1.0)] * n) for n in (2, 200))
         >>> [round(value, 3) for value in (*posterior([], [few]), *posterior([many], [many]))]
-        [0.217, 0.058, 0.299, 0.004]
+        [0.217, 0.058, 0.3, 0.0]
     """
     own, alike = list(own), list(alike)
     count = sum(one.count for one in alike)
