@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import importlib.util
 import os
 import random
@@ -33,12 +34,23 @@ def _sources(folder: Path) -> list[str]:
     return ["--data", str(folder), "--steps", "20"]
 
 
+def _images(folder: Path) -> list[str]:
+    """Files of the real ones' form: noise."""
+    draw = random.Random(0)
+    for part, count in (("train", 800), ("t10k", 100)):
+        for kind, header, size in (("images-idx3", 16, 784), ("labels-idx1", 8, 1)):
+            content = draw.randbytes(count * size) if size > 1 else bytes(n % 10 for n in range(count))
+            (folder / f"{part}-{kind}-ubyte.gz").write_bytes(gzip.compress(bytes(header) + content, 1))
+    return ["--data", str(folder), "--epochs", "2"]
+
+
 def _epochs(count: int) -> Budget:
     return lambda folder: ["--epochs", str(count)]
 
 
 IN_PROCESS: dict[str, tuple[Budget, list[str]]] = {
     "tabular_letter": (_letters, ["test accuracy", "Linear(in_features=16"]),
+    "fashion_resnet": (_images, ["blocks.0.conv2", "DORMANT -> LOADING", "test accuracy"]),
     "byte_gpt": (_sources, ["blocks.0.mlp.2", "nats a byte"]),
     "custom_blueprint": (_epochs(2), ["wide_branch", "test accuracy"]),
     "custom_policy": (_epochs(16), ["net.2", "test accuracy"]),
