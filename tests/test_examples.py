@@ -52,7 +52,7 @@ IN_PROCESS: dict[str, tuple[Budget, list[str]]] = {
     "tabular_letter": (_letters, ["test accuracy", "Linear(in_features=16"]),
     "fashion_resnet": (_images, ["blocks.0.conv2", "DORMANT -> LOADING", "test accuracy"]),
     "byte_gpt": (_sources, ["blocks.0.mlp.2", "nats a byte"]),
-    "custom_blueprint": (_epochs(2), ["wide_branch", "test accuracy"]),
+    "custom_blueprint": (_epochs(2), ["wide_bran", "test accuracy"]),
     "custom_policy": (_epochs(16), ["net.2", "test accuracy"]),
     "plain_loop": (lambda folder: ["--steps", "1000"], ["FOSSILIZED", "exported: accuracy", "out_features=14"]),
     "growing_on": (_epochs(24), ["one round at 15% of training", "the data have changed", "on all digits"]),
