@@ -298,6 +298,8 @@ class MorphoCallback(Callback):
         self.engine = GrowthEngine(layers, self.tamiyo, link, self._reporter.note, governor)
         if self._state is not None:
             self.engine.load_state_dict(self._state["engine"])
+            if "reporter" in self._state:
+                self._reporter.load_state_dict(self._state["reporter"])
         self._watching = bool(unconfirmed(pl_module))
         started = {"event": "fit_start", "tick": self.engine.ticks, "step": trainer.global_step}
         self._reporter.write({**started, "tamiyo": describe_policy(self.tamiyo)})
@@ -582,7 +584,7 @@ class MorphoCallback(Callback):
     # ------------------------------------------------------------------ persistence
     @override
     def state_dict(self) -> dict[str, Any]:
-        """Counters, records and the pending validation loss, as plain values."""
+        """Counters, records, samples and the pending validation loss, as plain values and tensors."""
         if self.engine is None:
             return self._state or {}
         return {
@@ -593,7 +595,7 @@ class MorphoCallback(Callback):
             "has_loss": self._has_loss,
             "rollout": self._rollout.state_dict(),
             "ticked_epochs": self._ticked_epochs,
-        }
+        } | ({} if self._reporter is None else {"reporter": self._reporter.state_dict()})
 
     @override
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:

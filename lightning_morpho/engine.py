@@ -445,6 +445,7 @@ class GrowthEngine:
             "resizings": None if self._resizings is None else [asdict(r) for r in self._resizings],
             "penalised": self._penalised,
             "penalty": self.optimizers.penalty.state_dict(),
+            "faults": {name: layer.morpho.faults.state_dict() for name, layer in self.layers.items()},
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -469,6 +470,9 @@ class GrowthEngine:
         self._penalised = state.get("penalised", 0)
         self.optimizers.penalty.set(**state.get("penalty", self.optimizers.penalty.state_dict()))
         self.optimizers.note_dead_units()
+        for name, faults in state.get("faults", {}).items():
+            if name in self.layers:
+                self.layers[name].morpho.faults.load_state_dict(faults)
 
 
 def _live(layer: HybridKasminaLayer) -> list[int]:

@@ -132,7 +132,7 @@ def assert_equal(a: Any, b: Any, where: str = "") -> None:
         for i, (x, y) in enumerate(zip(a, b, strict=True)):
             assert_equal(x, y, f"{where}[{i}]")
     elif isinstance(a, Tensor):
-        assert a.dtype == b.dtype and torch.equal(a, b), where
+        torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True, msg=where)
     else:
         assert a == b, where
 

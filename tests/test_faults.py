@@ -1,5 +1,6 @@
 """Errors of seeds: in no stage does one reach the host, each is counted, and no healthy seed is blamed."""
 
+import json
 import logging
 
 import pytest
@@ -11,6 +12,7 @@ from lightning_morpho import (
     Blueprint,
     BlueprintConfig,
     GraftingConfig,
+    HybridKasminaLayer,
     LayersConfig,
     LifecycleConfig,
     MorphoCallback,
@@ -24,6 +26,7 @@ from lightning_morpho import (
     morph_,
     register_blueprint,
 )
+from lightning_morpho.layers.faults import FaultWatch
 
 LIVE = {
     "phase1": ["LOADING", "ACTIVE"],
@@ -200,3 +203,22 @@ def test_a_training_goes_on_past_an_error_and_says_so(tmp_path, what, fault):
     moves = [(e["tick"], e["from"], e["to"]) for e in events(tmp_path) if e["layer"] == "net.2"]
     path = [("DORMANT", "LOADING"), ("LOADING", "ERROR_RECOVERY"), ("ERROR_RECOVERY", "DORMANT")]
     assert [move[1:] for move in moves[:3]] == path
+
+
+def test_what_was_found_since_the_last_tick_is_saved():
+    """Else a run killed between two ticks would spare a seed that the run left alone strikes."""
+    torch.manual_seed(0)
+    config = MorphoConfig(layers=LayersConfig(num_seeds=2, beds=2), blueprint=BlueprintConfig(kind="mlp"))
+    layer = HybridKasminaLayer(nn.Linear(4, 6), config, "layer")
+    layer.request_germination([0])
+    layer.request_germination([1])
+    delta = torch.zeros(2, 6)
+    delta[0, 4] = torch.nan
+    layer.morpho.faults.looked = True
+    layer.morpho.faults.look(1, torch.ones(2, 4), delta)
+    layer.morpho.faults.note_raised(0, RuntimeError("a bug"))
+    resumed = FaultWatch(layer.morpho.blueprint)
+    resumed.load_state_dict(json.loads(json.dumps(layer.morpho.faults.state_dict())))
+    assert resumed.looked
+    assert resumed.take(layer.morpho.live_beds()) == {0: [0, 1], 1: [1]}
+    assert resumed.state_dict() == {"looked": False, "raised": [], "found": []}

@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import signal
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,16 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
-from hosts import Host, assert_equal, linear_net, loaders, make_data, make_trainer, quick
-from lightning_morpho import GraftingConfig, LayersConfig, LifecycleConfig, MorphoCallback
+from hosts import Host, assert_equal, events, linear_net, loaders, make_data, make_trainer, quick
+from lightning_morpho import (
+    GraftingConfig,
+    LayersConfig,
+    LifecycleConfig,
+    MorphoCallback,
+    Placed,
+    Plateau,
+    TelemetryConfig,
+)
 
 EPOCHS, BATCHES = 6, 8
 FULL = 4
@@ -73,10 +82,10 @@ class Kill(L.Callback):
         engine.on_event = count
 
 
-def run(root: Path, every_n_steps: int | None, ckpt: Path | None, kill: dict[str, int]) -> None:
+def run(root: Path, every_n_steps: int | None, ckpt: Path | None, kill: dict[str, int], **options: Any) -> None:
     torch.set_num_threads(1)
     L.seed_everything(0)
-    options: dict[str, Any] = {"layers": LayersConfig(num_seeds=2)}
+    options = {"layers": LayersConfig(num_seeds=2)} | options
     if every_n_steps == FULL:
         options["lifecycle"] = LifecycleConfig(kind="full", incubation="boosting", active_ticks=1, embargo_ticks=1)
         options["grafting"] = GraftingConfig(curve="cosine", gate="drift", max_drift=0.5, ticks=4)
@@ -128,6 +137,34 @@ def test_a_killed_run_resumes_bit_equal(
         for wanted, there in zip(expected[2]["engine"]["losses"], got[2]["engine"]["losses"], strict=True):
             assert there in (wanted, None)
         expected[2]["engine"]["losses"] = got[2]["engine"]["losses"]
+    assert_equal(expected, got)
+
+
+# Of the batches between two ticks at most one is sampled: the 9th, 17th, 25th, ...
+WATCHED = {"telemetry": TelemetryConfig(every_n_steps=8, table=False, level="full")}
+READERS = {
+    "gradient": (13, Placed(by="gradient", at=0.25)),
+    "need": (20, Plateau(patience=1, min_delta=0.9, stabilisation=0, embargo=1)),
+}
+
+
+def germinations(root: Path) -> list[Any]:
+    return [(e["tick"], e["layer"], e["chunk"], e["reason"]) for e in events(root) if e["from"] == "DORMANT"]
+
+
+@pytest.mark.parametrize("policy", READERS)
+def test_a_policy_that_reads_statistics_decides_as_in_the_run_left_alone(policy: str, tmp_path: Path) -> None:
+    """Samples that a tick would have read lie between it and the kill, and only before the kill."""
+    step, reader = READERS[policy]
+    options = {**WATCHED, "tamiyo": reader}
+    alone, killed = tmp_path / "alone", tmp_path / "killed"
+    assert in_a_process(partial(run, **options), alone, 7, None, {}) == 0
+    assert in_a_process(partial(run, **options), killed, 7, None, {"step": step}) == -signal.SIGKILL
+    assert in_a_process(partial(run, **options), killed, 7, killed / "saved.ckpt", {}) == 0
+    expected, got = end_of(alone), end_of(killed)
+    rounds = germinations(alone)
+    assert any(known in reason for *_, reason in rounds for known in ("by gradient", "candidate score 0."))
+    assert germinations(killed) == rounds
     assert_equal(expected, got)
 
 

@@ -136,4 +136,15 @@ class FaultWatch:
         broken = ~torch.stack(parts).sum().isfinite() | (index in self._raised)
         rows = broken.expand(self.blueprint.site.chunks.num_chunks)
         found = self._found.get(index)
-        return rows if found is None else rows | found
+        return rows if found is None else rows | found.to(rows.device)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was found since the last tick on this rank, as plain values; waits for the device if there is any."""
+        found = [[index, broken.tolist()] for index, broken in self._found.items()]
+        return {"looked": self.looked, "raised": sorted(self._raised), "found": found}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what :meth:`state_dict` gave."""
+        self.looked = state["looked"]
+        self._raised = set(state["raised"])
+        self._found = {index: torch.tensor(broken) for index, broken in state["found"]}

@@ -13,7 +13,13 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from lightning_morpho.layers import HybridKasminaLayer
-from lightning_morpho.telemetry.metrics import ChunkCorrelation, ChunkGradients, ChunkStatistics, ForwardTime
+from lightning_morpho.telemetry.metrics import (
+    ChunkCorrelation,
+    ChunkGradients,
+    ChunkMetric,
+    ChunkStatistics,
+    ForwardTime,
+)
 
 Gather = Callable[[Any], list[Any]]
 """The same item of all ranks."""
@@ -99,18 +105,48 @@ class LayerSampler:
             Values by name, ``(N,)`` each, on the CPU.
         """
         found: dict[str, Tensor] = {}
-        if activations and self.statistics is not None:
-            empty = self.statistics.mean.new_empty(0, self.layer.chunks.num_features)
-            self._look(empty)  # so that a rank without samples of its own takes part, too
+        self._touch(activations, gradients)  # so that a rank without samples of its own takes part, too
+        if activations:
             for metric in (self.statistics, self.correlation):
                 if metric is not None:
                     found |= metric.compute()
                     metric.reset()
         if gradients and self.gradients is not None:
-            self.gradients.update(None, {})
             found |= self._by_seed(self.gradients.compute())
             self.gradients.reset()
         return {name: values.reshape(-1).cpu() for name, values in found.items()}
+
+    def _touch(self, activations: bool, gradients: bool) -> None:
+        """Count a sample of nothing."""
+        if activations and self.statistics is not None:
+            self._look(self.statistics.mean.new_empty(0, self.layer.chunks.num_features))
+        if gradients and self.gradients is not None:
+            self.gradients.update(None, {})
+
+    @property
+    def _metrics(self) -> dict[str, ChunkMetric]:
+        own = {"statistics": self.statistics, "correlation": self.correlation, "gradients": self.gradients}
+        return {name: metric for name, metric in own.items() if metric is not None}
+
+    def state_dict(self) -> dict[str, Any]:
+        """This rank's samples since the last tick, and the statistics as of then; waits for the device."""
+        pending = {name: metric for name, metric in self._metrics.items() if metric.update_called}
+        return {
+            "pending": {
+                name: {key: _copy(value) for key, value in metric.metric_state.items() if isinstance(value, Tensor)}
+                for name, metric in pending.items()
+            },
+            "health": {name: _copy(values) for name, values in self.layer.morpho.health.items()},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what :meth:`state_dict` gave; what this run does not measure is left out."""
+        self.layer.morpho.health = dict(state["health"])
+        pending = state["pending"]
+        self._touch("statistics" in pending, "gradients" in pending)
+        for name, metric in self._metrics.items():
+            for key, value in pending.get(name, {}).items():
+                setattr(metric, key, _copy(value).to(metric.device))
 
     def _by_seed(self, computed: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Give each seed the gradient of its bed."""
@@ -122,6 +158,11 @@ class LayerSampler:
         chunks = (bed >= 0).nonzero().squeeze(1)
         own[chunks] = beds[bed[chunks], chunks]
         return {"host_gradient": host, "seed_gradient": own, "gradient_ratio": own / host}
+
+
+def _copy(values: Tensor) -> Tensor:
+    """A copy on the CPU that later samples leave alone."""
+    return values.detach().clone().cpu()
 
 
 def _gradient(parameter: nn.Parameter) -> Tensor | None:
@@ -260,3 +301,19 @@ class Sampler:
                 layer.layer.morpho.health = layer.layer.morpho.health | found
             if activations and layer.clock is not None:
                 self.forward_ms[name] = layer.clock.collect()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Samples since the last tick and statistics as of then, as tensors; no rank waits for another.
+
+        A checkpoint holds those of rank 0, with which every rank goes on. Gradients are equal on all ranks anyway;
+        activations that other ranks sampled since the last tick are not known to a resumed run. Times are not saved.
+        """
+        layers = {name: layer.state_dict() for name, layer in self.layers.items()}
+        return {"gradients_due": self._gradients_due, "layers": layers}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what :meth:`state_dict` gave."""
+        self._gradients_due = state["gradients_due"]
+        for name, layer in self.layers.items():
+            if name in state["layers"]:
+                layer.load_state_dict(state["layers"][name])

@@ -64,9 +64,9 @@ class Script(L.Callback):
 
 def without_switch(value: Any) -> Any:
     """A layer's extra state but for the switch itself and the host's own step counter."""
-    if not isinstance(value, dict) or "beds" not in value:
+    if not isinstance(value, str):
         return value
-    return {k: v for k, v in value.items() if k not in ("off", "steps")}
+    return {k: v for k, v in json.loads(value).items() if k not in ("off", "steps")}
 
 
 def fit(root: Path, *callbacks: L.Callback, module: Host | None = None, **options: Any) -> tuple[L.Trainer, Host]:
