@@ -317,6 +317,9 @@ def process(arguments: argparse.Namespace) -> None:
             if int(os.environ["RANK"]) == 0:
                 with (arguments.out / "rows.jsonl").open("a") as file:
                     file.writelines(json.dumps(row) + "\n" for row in rows)
+    if dist.is_initialized():  # while the group stands, torch may abort at exit
+        dist.barrier()
+        dist.destroy_process_group()
 
 
 # ---------------------------------------------------------------- the command

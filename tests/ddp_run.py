@@ -15,7 +15,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader, Subset, TensorDataset
 
-from hosts import Host, linear_net, make_data, make_trainer, quick
+from hosts import Host, leave_processes, linear_net, make_data, make_trainer, quick
 from lightning_morpho import LayersConfig, LifecycleConfig, Observation, Stage, Tamiyo, WarmupConfig, hybrid_layers
 from lightning_morpho.integrations import reshard_
 from lightning_morpho.tamiyo import Cull, Decision, Germinate, Keep
@@ -148,3 +148,4 @@ if __name__ == "__main__":
     for name in sys.argv[2:]:
         if name != "one_process" or int(os.environ.get("LOCAL_RANK", 0)) == 0:
             run(name, folder)
+    leave_processes()

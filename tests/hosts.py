@@ -6,6 +6,7 @@ from typing import Any
 
 import lightning as L
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics.classification import MulticlassAccuracy
@@ -149,3 +150,10 @@ def quick(**options: Any) -> MorphoCallback:
         "telemetry": TelemetryConfig(table=False),
     }
     return MorphoCallback(**(defaults | options))
+
+
+def leave_processes() -> None:
+    """Wait for the other ranks and take the process group down; while it stands, torch may abort at exit."""
+    if dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()

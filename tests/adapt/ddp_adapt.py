@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from hosts import Host, linear_net, make_data, make_trainer  # noqa: E402
+from hosts import Host, leave_processes, linear_net, make_data, make_trainer  # noqa: E402
 from lightning_morpho import MorphoCallback, WarmupConfig  # noqa: E402
 
 
@@ -38,3 +38,4 @@ def main(out: Path) -> None:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     main(Path(sys.argv[1]))
+    leave_processes()

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Subset
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from hosts import Host, linear_net, make_data, make_trainer, quick  # noqa: E402
+from hosts import Host, leave_processes, linear_net, make_data, make_trainer, quick  # noqa: E402
 from lightning_morpho import GuardConfig, LifecycleConfig, RampConfig, RolloutConfig, hybrid_layers  # noqa: E402
 
 ERRORS_ONLY = RampConfig(schedule={0: 100}, guard=GuardConfig(val_loss=None))
@@ -68,3 +68,4 @@ def main(out: Path) -> None:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     main(Path(sys.argv[1]))
+    leave_processes()

@@ -11,7 +11,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch.utils.data import DataLoader
 
 from ddp_run import shard
-from hosts import Host, linear_net, make_data, make_trainer
+from hosts import Host, leave_processes, linear_net, make_data, make_trainer
 from lightning_morpho import AutoSize, BudgetConfig, LifecycleConfig, MorphoCallback, WarmupConfig, export
 
 
@@ -35,3 +35,4 @@ def main(out: Path) -> None:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     main(Path(sys.argv[1]))
+    leave_processes()

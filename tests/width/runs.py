@@ -16,7 +16,7 @@ from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from hosts import Host, make_data, make_trainer, quick  # noqa: E402
+from hosts import Host, leave_processes, make_data, make_trainer, quick  # noqa: E402
 from lightning_morpho import BlueprintConfig, LayersConfig, LifecycleConfig, Scripted, hybrid_layers  # noqa: E402
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -78,3 +78,4 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
     main(Path(sys.argv[1]), sys.argv[2])
+    leave_processes()
