@@ -160,6 +160,10 @@ class Equal(L.Callback):
         self.ticks = 0
         self.digests: dict[int, str] = {}
 
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        assert self.growth.engine is not None
+        self.ticks = self.growth.engine.ticks
+
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         assert self.growth.engine is not None
         if self.growth.engine.ticks == self.ticks:
@@ -261,7 +265,8 @@ def random_events(name: str, strategy: str, quick: bool, root: Path, resume: Pat
     """Fifty random events; the weights after each tick; a checkpoint in the middle, or a start from one."""
     growth = callback(RandomEvents(), seeds=4, beds=4)
     path = root / f"{name}-{strategy}.ckpt"
-    equal = Equal(growth, save_at=None if resume else 6, path=path)
+    # At an epoch's end of every host: a plain loader starts anew after a resume.
+    equal = Equal(growth, save_at=None if resume else (8 if quick else 16), path=path)
     _, module = fit(name, strategy, [growth, equal], 40 if quick else 60, quick, root, resume)
     layers = hybrid_layers(module)
     events = sum(len(layer.morpho.state) and layer.morpho.events for layer in layers.values())

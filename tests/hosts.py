@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from typing import Any
 
 import lightning as L
@@ -153,7 +155,9 @@ def quick(**options: Any) -> MorphoCallback:
 
 
 def leave_processes() -> None:
-    """Wait for the other ranks and take the process group down; while it stands, torch may abort at exit."""
+    """End a process whose results are saved, once all ranks are here: torch's threads may abort at a normal exit."""
     if dist.is_initialized():
         dist.barrier()
-        dist.destroy_process_group()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
