@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import math
 import platform
 from collections.abc import Mapping
 from dataclasses import is_dataclass
@@ -12,6 +11,7 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 
 from lightning_morpho.blueprints import is_eligible_type
+from lightning_morpho.integrations.duration import total_steps
 from lightning_morpho.layers import HybridKasminaLayer
 from lightning_morpho.surgery import EligibilityReport
 from lightning_morpho.telemetry.run_log import plain
@@ -32,11 +32,10 @@ def describe_versions() -> dict[str, str]:
 
 def describe_trainer(trainer: Trainer) -> dict[str, Any]:
     """Length, devices and precision of a fit."""
-    steps = trainer.estimated_stepping_batches
     return {
         "max_epochs": trainer.max_epochs,
         "max_steps": trainer.max_steps,
-        "total_steps": None if math.isinf(steps) else int(steps),
+        "total_steps": total_steps(trainer),
         "world_size": trainer.world_size,
         "device": str(trainer.strategy.root_device),
         "precision": str(trainer.precision),
