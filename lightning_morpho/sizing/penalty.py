@@ -87,8 +87,9 @@ def shrink_(groups: Sequence[Outgoing], strength: float, rate: Rate) -> None:
 
 
 def _norm(weights: Sequence[Tensor]) -> Tensor:
-    """Norm of each unit's weights over all readers, float32 ``(units,)``."""
-    parts = [torch.linalg.vector_norm(w, dim=(0, 2), dtype=torch.float32) for w in weights]
+    """Norm of each unit's weights over all readers, at least float32, ``(units,)``."""
+    finer = torch.promote_types(weights[0].dtype, torch.float32)
+    parts = [torch.linalg.vector_norm(w, dim=(0, 2), dtype=finer) for w in weights]
     return parts[0] if len(parts) == 1 else torch.stack(parts).norm(dim=0)
 
 

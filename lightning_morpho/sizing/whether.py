@@ -83,21 +83,26 @@ class _Probe:
         generator = derived_generator(seed, layer.name, "whether")
         values = {name: torch.zeros(shape) for name, shape in self.blueprint.shapes().items()}
         self.blueprint.reset_(values, generator)
-        device = next(layer.consumer.parameters()).device
-        self.new = {name: value.to(device) for name, value in values.items()}
-        self.norms = [norm.to(device) for norm in self.blueprint.norms()]
         self.own = _incoming(layer)
+        like = self.own["w_in0"]
+        self.new = {name: value.to(like) for name, value in values.items()}
+        self.norms = [norm.to(like.device, like.dtype) for norm in self.blueprint.norms()]
         self.directions = list(_directions(self.own, MOST_FEATURES // _width(layer) - 1, generator))
         self.inputs: dict[int, Tensor] = {}
         self.calls: list[tuple[list[Tensor], Tensor]] = []
         self.folds: list[Tensor] = []
         self.known = self.targets = 0
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """That of the host's weights."""
+        return self.own["w_in0"].dtype
+
     @contextlib.contextmanager
     def watching(self) -> Iterator[None]:
         """Note what the producers read and the consumer gives."""
         handles = [
-            producer.register_forward_hook(lambda _, x, y, k=k: self.inputs.update({k: x[0].detach()}))
+            producer.register_forward_hook(lambda _, x, y, k=k: self.inputs.update({k: x[0].detach().to(self.dtype)}))
             for k, producer in enumerate(self.layer.producers)
         ]
         handles.append(self.layer.consumer.register_forward_hook(self._note))
@@ -117,7 +122,7 @@ class _Probe:
         own, tangents = self._own_units(sources)
         new = self.blueprint.hidden_units(self.new, self.norms, sources)
         known = [_patches(site, units) for units in (own, *tangents)]
-        target = -site.to_columns(gradient).flatten(0, -2)
+        target = -site.to_columns(gradient.to(self.dtype)).flatten(0, -2)
         rows = torch.cat([torch.ones_like(target[:, :1]), *known, _patches(site, new), target], 1).float()
         self.known, self.targets = 1 + sum(part.shape[1] for part in known), target.shape[1]
         thin = rows[:: math.ceil(len(rows) / MOST_ROWS)]
@@ -128,7 +133,8 @@ class _Probe:
         """The host's units, and by how much they change along each direction of their incoming weights."""
         blueprint, norms = self.layer.blueprint, list(self.layer.blueprint.route.norms)
         # One-sided differences; `torch.func.jvp` would do, but its first use loads for seconds.
-        step = 0.01 * self.own["w_in0"].square().mean().sqrt()
+        fine = max(0.01, math.sqrt(torch.finfo(self.dtype).eps))
+        step = fine * self.own["w_in0"].square().mean().sqrt()
         units = blueprint.hidden_units(self.own, norms, sources)
         moved = (
             blueprint.hidden_units({k: v + step * d[k] for k, v in self.own.items()}, norms, sources)

@@ -10,6 +10,7 @@ import lightning as L
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import nn
 
 from hosts import Host, assert_equal, linear_net, loaders, make_trainer
 from lightning_morpho import (
@@ -97,6 +98,29 @@ def test_a_host_that_is_too_wide_shrinks(tmp_path):
     module, _ = fit(tmp_path, callback(sizing="shrink", tolerance=5.0), hidden=64)
     assert export(module).net[0].out_features < 64
     assert all(entry["event"] != "transition" for entry in events_of(tmp_path))
+
+
+def convolution_and_norm() -> nn.Sequential:
+    return nn.Sequential(
+        nn.Unflatten(1, (1, 2, 4)),
+        nn.Conv2d(1, 2, 3, padding=1),
+        nn.BatchNorm2d(2),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(16, 3),
+    )
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "64-true"])
+def test_a_run_is_sized_in_any_precision(precision, tmp_path):
+    L.seed_everything(0)
+    module, morpho = Host(convolution_and_norm(), lr=0.02), callback(explains=1e-9)
+    trainer = make_trainer(tmp_path, morpho, max_epochs=EPOCHS, precision=precision)
+    trainer.fit(module, **loaders())
+    figures = {entry["event"]: entry["figures"] for entry in events_of(tmp_path) if "figures" in entry}
+    assert figures["assessed"]["share"] < 1
+    assert 1 <= figures["resized"]["kept"] <= figures["resized"]["units"]
+    assert torch.isfinite(trainer.callback_metrics["val_loss"])
 
 
 def test_without_validation_nothing_is_sized_and_seeds_are_kept_with_the_reason(tmp_path):
