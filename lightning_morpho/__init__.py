@@ -44,6 +44,7 @@ from lightning_morpho.tamiyo import (
     RandomPlace,
     Scripted,
     Tamiyo,
+    Trial,
     Uniform,
 )
 from lightning_morpho.telemetry import ChunkStatistics
@@ -95,6 +96,7 @@ __all__ = [
     "StateTensor",
     "Tamiyo",
     "TelemetryConfig",
+    "Trial",
     "Uniform",
     "WarmupConfig",
     "blueprint_type",

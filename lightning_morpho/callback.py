@@ -45,6 +45,7 @@ from lightning_morpho.integrations import (
     LossFunction,
     Reporter,
     TrainerRollout,
+    TrainerTrials,
     TrainingLoss,
     align_averages,
     allow_recompilations,
@@ -536,6 +537,7 @@ class MorphoCallback(Callback):
             stop_patience=stop_patience(trainer),
             measure=credit if can_measure else None,
             sizer=self._sizer(trainer, pl_module) if can_measure else None,
+            trials=self._trials(trainer, pl_module, credit if can_measure else None),
         )
         self._journal.tell()
         self._reporter.tell()
@@ -580,6 +582,12 @@ class MorphoCallback(Callback):
         assert self.engine is not None
         seed = self.config.seed
         return HeldOutSizer(trainer, pl_module, self.engine.layers, self.credit, self.loss_fn, seed)
+
+    def _trials(self, trainer: Trainer, pl_module: LightningModule, credit: HeldOutCredit | None) -> TrainerTrials:
+        """What tries growth out."""
+        assert self.engine is not None
+        hold = (lambda: None) if self._host is None else self._host.hold_statistics
+        return TrainerTrials(trainer, pl_module, self.engine.layers, self.engine.optimizers, credit, hold)
 
     # ------------------------------------------------------------------ persistence
     @override

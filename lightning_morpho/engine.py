@@ -31,16 +31,21 @@ from lightning_morpho.tamiyo import (
     Resize,
     Resizing,
     Tamiyo,
+    Tried,
+    Try,
 )
 from lightning_morpho.tamiyo.observation import Group, SeedKey
 from lightning_morpho.telemetry.events import AnyEvent, Event, Finding, Notice, Refusal, Restored, SeedRecord
-from lightning_morpho.telemetry.field_reports import FieldReport
+from lightning_morpho.telemetry.field_reports import FieldReport, TrialCost
 from lightning_morpho.views import layer_view, outcomes_of, reports_of
 
 log = logging.getLogger(__name__)
 
 Measurer = Callable[[Sequence[SeedKey], Sequence[Group]], list[Measurement]]
 """Measures what the held-out loss loses without each of some seeds, and without each of some groups."""
+
+_Helpers = tuple[Measurer | None, "Sizer | None", "Trials | None"]
+"""What answers the questions of a tick."""
 
 _ROUNDS = 6
 """Most times a tick that the controller may ask for measurements, each time knowing what came of the last."""
@@ -54,6 +59,17 @@ class Sizer(Protocol):
 
     def resize(self, decision: Resize) -> list[Resizing]:
         """Remove hidden units, in place."""
+
+
+class Trials(Protocol):
+    """Tries growth out."""
+
+    @property
+    def refused(self) -> str | None:
+        """Why nothing can be tried, None if it can."""
+
+    def __call__(self, decision: Try) -> list[Tried]:
+        """Grow in each place for a short time and put everything back."""
 
 
 class GrowthEngine:
@@ -72,6 +88,7 @@ class GrowthEngine:
         losses: Validation loss at each of them, None where there was none.
         training_losses: Mean training loss before each of them, likewise.
         records: Everything known of each seed that has left dormancy, in order of germination.
+        trials: What trials have cost, an entry for each tick that had some.
     """
 
     def __init__(
@@ -95,6 +112,7 @@ class GrowthEngine:
         self.losses: list[float | None] = []
         self.training_losses: list[float | None] = []
         self.records: list[SeedRecord] = []
+        self.trials: list[TrialCost] = []
         self.on_decided: Callable[[Observation, Sequence[Decision]], None] | None = None
         self._stop_patience: int | None = None
         self._last_round: int | None = None
@@ -133,6 +151,7 @@ class GrowthEngine:
         training_loss: float | None = None,
         stop_patience: int | None = None,
         sizer: Sizer | None = None,
+        trials: Trials | None = None,
     ) -> None:
         """One decision tick: ages and alphas move, Tamiyo decides, the decisions are carried out.
 
@@ -144,6 +163,7 @@ class GrowthEngine:
             training_loss: Mean training loss since the last tick, equal on every rank; None if there is none.
             stop_patience: Validations without progress after which training is stopped early, None if it is not.
             sizer: Sizes hidden layers by held-out data; None where that can't be done.
+            trials: Tries growth out; None where that can't be done.
         """
         self.watch(None, step)
         self.ticks += 1
@@ -154,8 +174,12 @@ class GrowthEngine:
         self._waited |= self.layers.keys() - self.on.keys()
         for layer in self.on.values():
             layer.advance(self.losses)
-        observation = replace(self.observe(step, total_steps, measure is not None), can_size=sizer is not None)
-        decisions = self._decide(observation, measure, sizer)
+        observation = replace(
+            self.observe(step, total_steps, measure is not None),
+            can_size=sizer is not None,
+            no_trial="nothing was given to try it with" if trials is None else trials.refused,
+        )
+        decisions = self._decide(observation, (measure, sizer, trials))
         with ExitStack() as together:
             for layer in self.layers.values():
                 together.enter_context(layer.morpho.together())
@@ -245,11 +269,11 @@ class GrowthEngine:
         return any(_live(layer) for layer in self.layers.values())
 
     # ------------------------------------------------------------------ decisions
-    def _decide(self, observation: Observation, measure: Measurer | None, sizer: Sizer | None) -> Sequence[Decision]:
+    def _decide(self, observation: Observation, helpers: _Helpers) -> Sequence[Decision]:
         """Ask the controller, and find out what it asks for, until it asks for nothing more."""
         decisions = self.tamiyo.decide(observation)
         for _ in range(_ROUNDS):
-            answered = self._answer(observation, decisions, measure, sizer)
+            answered = self._answer(observation, decisions, helpers)
             if answered is None:
                 break
             observation = answered
@@ -281,10 +305,9 @@ class GrowthEngine:
             for measurement in measure((), ((),)):
                 self._births.update(dict.fromkeys(born, measurement.losses))
 
-    def _answer(
-        self, observation: Observation, decisions: Sequence[Decision], measure: Measurer | None, sizer: Sizer | None
-    ) -> Observation | None:
+    def _answer(self, observation: Observation, decisions: Sequence[Decision], helpers: _Helpers) -> Observation | None:
         """The observation with what the decisions ask for; None if they ask nothing new."""
+        measure, sizer, trials = helpers
         measures = [d for d in decisions if isinstance(d, Measure)]
         if measures and measure is not None:
             return self._measured(observation, measures, measure)
@@ -297,7 +320,21 @@ class GrowthEngine:
         asked = [d for d in decisions if isinstance(d, Resize)]
         if sizer is not None and self._resizings is None and asked:
             return self._resize(observation, asked[0], sizer)
+        wanted = [d for d in decisions if isinstance(d, Try)]
+        if trials is not None and observation.trials is None and wanted:
+            return replace(observation, trials=self._try(wanted[0], trials))
         return None
+
+    def _try(self, decision: Try, trials: Trials) -> tuple[Tried, ...]:
+        """Try places out, and charge what it costs."""
+        results = tuple(trials(decision))
+        self.trials.append(_cost_of(self.ticks, results))
+        for tried in results:
+            figures = {"loss": tried.loss, "steps": tried.steps, "seconds": tried.seconds, "flops": tried.flops}
+            place = ", ".join(tried.place)
+            text = f"held-out loss {tried.loss:.4g} after a trial of {tried.steps} steps ({tried.seconds:.1f} s)"
+            self._tell("tried", place, figures, text)
+        return results
 
     def _resize(self, observation: Observation, decision: Resize, sizer: Sizer) -> Observation:
         self._resizings = tuple(sizer.resize(decision))
@@ -386,7 +423,7 @@ class GrowthEngine:
 
     def reports(self) -> dict[tuple[str, int, int], FieldReport]:
         """Field reports of the seeds that have ended, by layer, chunk and generation."""
-        return reports_of(self.records, self.losses, self.layers, self.step)
+        return reports_of(self.records, self.losses, self.layers, self.step, self.trials)
 
     def _views(self) -> tuple[LayerView, ...]:
         places = enumerate(self.layers.items())
@@ -435,6 +472,7 @@ class GrowthEngine:
             "losses": list(self.losses),
             "training_losses": list(self.training_losses),
             "records": [asdict(record) for record in self.records],
+            "trials": [asdict(cost) for cost in self.trials],
             "waited": sorted(self._waited),
             "deferred": [[*key, count] for key, count in self._deferred.items()],
             "rollbacks": [self._last_rollback, self._rollbacks_in_a_row],
@@ -455,6 +493,7 @@ class GrowthEngine:
         self.training_losses = list(state["training_losses"])
         self.optimizers.peak_rates = [list(rates) for rates in state["peak_rates"]]
         self.records = [SeedRecord(**record) for record in state["records"]]
+        self.trials = [TrialCost(**cost) for cost in state.get("trials", ())]
         self._last_round = max((record.born_tick for record in self.records), default=None)
         self._waited = set(state.get("waited", ()))
         self._deferred = {(layer, chunk): count for layer, chunk, count in state.get("deferred", ())}
@@ -479,3 +518,13 @@ def _live(layer: HybridKasminaLayer) -> list[int]:
     """Chunks whose seeds are neither dormant, nor kept, nor gone."""
     seeds = layer.morpho
     return [int(chunk) for chunk in seeds.state.where(*seeds.lifecycle_table.live)]
+
+
+def _cost_of(tick: int, trials: Sequence[Tried]) -> TrialCost:
+    return TrialCost(
+        tick=tick,
+        trials=len(trials),
+        steps=sum(tried.steps for tried in trials),
+        seconds=sum(tried.seconds for tried in trials),
+        flops=sum(tried.flops for tried in trials),
+    )

@@ -15,27 +15,33 @@ from lightning_morpho.random_state import preserved_random_state
 
 
 @contextlib.contextmanager
-def isolated(model: nn.Module) -> Iterator[None]:
-    """Evaluate a model under ``eval`` and ``no_grad`` and put back all that this could have changed.
+def undisturbed(model: nn.Module) -> Iterator[None]:
+    """Run a model and put back all that this could have changed but parameters and optimizers.
 
-    Put back: training flags, buffers, torchmetrics metrics anywhere in the module tree, the contents of
-    lists, dicts and sets that modules hold as public attributes, and the random state of Python, NumPy and torch
-    (CPU and CUDA).
+    Put back: training flags, buffers, torchmetrics metrics anywhere in the module tree, what modules hold as public
+    attributes, the contents of lists, dicts and sets among these, and the random state of Python, NumPy and torch
+    (CPU and CUDA). Telemetry sees nothing of it.
     """
     modes = [(module, module.training) for module in model.modules()]
     observers = [(m, m.morpho.observer) for m in model.modules() if isinstance(m, HybridKasminaLayer)]
-    with _preserved_metrics(model), _preserved_buffers(model), _preserved_containers(model), preserved_random_state():
+    with _preserved_metrics(model), _preserved_buffers(model), _preserved_attributes(model), preserved_random_state():
         try:
-            model.eval()
             for layer, _ in observers:
                 layer.morpho.observe(None)
-            with torch.no_grad():
-                yield
+            yield
         finally:
             for module, mode in modes:
                 module.training = mode
             for layer, observer in observers:
                 layer.morpho.observe(observer)
+
+
+@contextlib.contextmanager
+def isolated(model: nn.Module) -> Iterator[None]:
+    """Evaluate a model under ``eval`` and ``no_grad``, :func:`undisturbed`."""
+    with undisturbed(model), torch.no_grad():
+        model.eval()
+        yield
 
 
 @contextlib.contextmanager
@@ -74,19 +80,22 @@ def _preserved_buffers(model: nn.Module) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _preserved_containers(model: nn.Module) -> Iterator[None]:
-    saved = [
-        (module, name, value, _remember(value))
-        for module in model.modules()
-        for name, value in vars(module).items()
-        if not name.startswith("_") and type(value) in _CONTAINERS
-    ]
+def _preserved_attributes(model: nn.Module) -> Iterator[None]:
+    seeds = {
+        id(m) for layer in model.modules() if isinstance(layer, HybridKasminaLayer) for m in layer.morpho.modules()
+    }
+    users = [module for module in model.modules() if id(module) not in seeds]
+    saved = [(m, {k: v for k, v in vars(m).items() if not k.startswith("_")}) for m in users]
+    contents = [_remember(v) for _, held in saved for v in held.values() if type(v) in _CONTAINERS]
     try:
         yield
     finally:
-        for module, name, value, put_back in saved:
+        for put_back in contents:
             put_back()
-            setattr(module, name, value)
+        for module, held in saved:
+            for name in [k for k in vars(module) if not k.startswith("_") and k not in held]:
+                del module.__dict__[name]
+            module.__dict__.update(held)
 
 
 _CONTAINERS = (list, dict, set)

@@ -194,7 +194,7 @@ class OptimizerLink:
                 contain_gradients_(bed)
         if dist.is_available() and dist.is_initialized():
             # FSDP2 averages its own gradients; those of a layer that is off must stay None.
-            _average_over_ranks(
+            average_over_ranks(
                 p
                 for bed in beds
                 if not (bed.paused or bed.lent)
@@ -203,7 +203,7 @@ class OptimizerLink:
             )
 
 
-def _average_over_ranks(parameters: Iterable[Tensor]) -> None:
+def average_over_ranks(parameters: Iterable[Tensor]) -> None:
     """Make each gradient its mean over all ranks: one transfer for all of a dtype, however many there are."""
     together: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
     for parameter in parameters:

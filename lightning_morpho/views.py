@@ -10,7 +10,7 @@ from lightning_morpho.layers import HybridKasminaLayer, SeedBeds
 from lightning_morpho.lifecycle import Stage
 from lightning_morpho.tamiyo import LayerView, Outcome, SeedView
 from lightning_morpho.telemetry.events import SeedRecord
-from lightning_morpho.telemetry.field_reports import ENDED, FieldReport, by_kind_and_layer, field_report
+from lightning_morpho.telemetry.field_reports import ENDED, FieldReport, TrialCost, by_kind_and_layer, field_report
 
 _DIGITS = 3
 """Significant digits of a statistic: what the event log keeps is then what was decided on, in a third of the space."""
@@ -78,7 +78,11 @@ def rounded(values: Iterable[float]) -> tuple[float, ...]:
 
 
 def reports_of(
-    records: Sequence[SeedRecord], losses: Sequence[float | None], layers: Mapping[str, HybridKasminaLayer], step: int
+    records: Sequence[SeedRecord],
+    losses: Sequence[float | None],
+    layers: Mapping[str, HybridKasminaLayer],
+    step: int,
+    trials: Iterable[TrialCost] = (),
 ) -> dict[tuple[str, int, int], FieldReport]:
     """Field reports of the seeds that have ended.
 
@@ -87,7 +91,10 @@ def reports_of(
         losses: Validation loss at each tick.
         layers: The hybrid layers by name.
         step: Optimizer steps done.
+        trials: What the trials of each tick have cost.
     """
+    costs = {cost.tick: cost for cost in trials}
+    born = Counter(record.born_tick for record in records)
     positions = {name: position for position, name in enumerate(layers)}
     sharing = Counter((record.layer, record.born_tick) for record in records)
     return {
@@ -98,6 +105,8 @@ def reports_of(
             parameters=layers[record.layer].morpho.blueprint.numel() / sharing[record.layer, record.born_tick],
             step=step,
             seconds=None,
+            trial=costs.get(record.born_tick),
+            sharing=born[record.born_tick],
         )
         for record in records
         if record.stage in ENDED and record.layer in layers

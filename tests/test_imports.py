@@ -33,6 +33,7 @@ ORDER = [
     "telemetry",
     "tamiyo",
     "isolation",
+    "rewind",
     "presets",
     "credit",
     "sizing",

@@ -21,6 +21,7 @@ from lightning_morpho.tamiyo import (
     Probation,
     RandomPlace,
     Scripted,
+    Trial,
     Uniform,
 )
 
@@ -39,6 +40,7 @@ SECTIONS: tuple[tuple[str, type], ...] = (
     ("morpho.tamiyo (uniform, balanced)", Uniform),
     ("morpho.tamiyo (periodic, conservative, eager)", Periodic),
     ("morpho.tamiyo (narrowest, earliest, gradient)", Placed),
+    ("morpho.tamiyo (trial)", Trial),
     ("morpho.tamiyo (plateau)", Plateau),
     ("morpho.tamiyo (bandit)", Bandit),
     ("morpho.tamiyo (random)", RandomPlace),

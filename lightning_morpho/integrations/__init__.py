@@ -12,6 +12,7 @@ from lightning_morpho.integrations.scaling import tell_loss_scale
 from lightning_morpho.integrations.sharding import reshard_
 from lightning_morpho.integrations.sizing import HeldOutSizer
 from lightning_morpho.integrations.training import TrainingLoss, stop_patience
+from lightning_morpho.integrations.trials import TrainerTrials
 from lightning_morpho.integrations.unwrapped import leave_unwrapped
 from lightning_morpho.integrations.validation import (
     HeldOutCredit,
@@ -30,6 +31,7 @@ __all__ = [
     "describe_run",
     "LossFunction",
     "TrainerRollout",
+    "TrainerTrials",
     "TrainingLoss",
     "align_averages",
     "averaged_models",

@@ -10,7 +10,7 @@ from lightning.pytorch import Trainer
 def total_steps(trainer: Trainer) -> int | None:
     """Optimizer steps of the whole training, None if nobody knows."""
     steps = trainer.estimated_stepping_batches
-    return None if math.isinf(steps) else int(steps)
+    return int(steps) if math.isfinite(steps) and steps >= 0 else None  # of a stream Lightning says -1
 
 
 def tick_steps(trainer: Trainer, wanted: int | float | None) -> int | None:

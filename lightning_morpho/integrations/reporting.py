@@ -77,7 +77,8 @@ class Reporter:
         self._path = Path(log_dir) / EVENTS_FILE if wanted else None
         self._log = RunLog(Path(log_dir) / METRICS_FILE if wanted and trainer.is_global_zero else None)
         self._host_parameters = describe_model(trainer.lightning_module)["parameters"]
-        self._began = time.perf_counter()
+        self._fit_began = self._began = time.perf_counter()
+        self._in_ticks = self._in_trials = 0.0
         self.rollbacks = 0
         self._layers = layers
         self._bar = GrowthOnBar(trainer)
@@ -164,6 +165,7 @@ class Reporter:
             pl_module: The module that logs.
         """
         records = records_by_layer(engine.records)
+        tick_seconds, share = self._count_time(engine)
         figures = [
             layer_figures(layer, records.get(name, {}), self.sampler.forward_ms.get(name, math.nan))
             for name, layer in engine.layers.items()
@@ -173,7 +175,9 @@ class Reporter:
             figures,
             host_parameters=self._host_parameters,
             rollbacks=self.rollbacks,
-            tick_seconds=time.perf_counter() - self._began,
+            tick_seconds=tick_seconds,
+            tick_share=share,
+            trials=engine.trials,
         )
         if self._log.path is not None:
             self._write_tick(engine, figures, run)
@@ -185,6 +189,15 @@ class Reporter:
             pl_module.log_dict(of_run, sync_dist=self.trainer.world_size > 1)  # equal anyway; Lightning warns
             self._log_series({name: value for name, value in series.items() if name not in of_run})
             self._draw(figures, engine.records)
+
+    def _count_time(self, engine: GrowthEngine) -> tuple[float, float]:
+        """Seconds of this tick so far, and the share of all time that ticks took, trials apart."""
+        now = time.perf_counter()
+        trials = sum(cost.seconds for cost in engine.trials if cost.tick == engine.ticks)
+        tick = max(0.0, now - self._began - trials)
+        self._in_ticks += tick
+        self._in_trials += trials
+        return tick, self._in_ticks / max(now - self._fit_began - self._in_trials, 1e-9)
 
     @property
     def _step(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -16,6 +17,7 @@ from lightning_morpho.credit import affordable, group_seeds, measure
 from lightning_morpho.integrations.compilation import is_compiled
 from lightning_morpho.integrations.ranks import gather_objects
 from lightning_morpho.integrations.sharding import reshard_
+from lightning_morpho.isolation import isolated
 from lightning_morpho.layers import HybridKasminaLayer
 from lightning_morpho.tamiyo import Measurement
 from lightning_morpho.tamiyo.observation import Group, SeedKey
@@ -61,7 +63,7 @@ class HeldOutCredit:
             self.layers,
             groups,
             held_out_batches(self.trainer, self.pl_module, self.config.batches),
-            self._loss,
+            self.loss,
             confidence=self.config.confidence,
             replicas=1 if compiled else self.config.replicas,
             probe=bool(singles) and not compiled,  # hooks would compile the model again
@@ -70,7 +72,14 @@ class HeldOutCredit:
         reshard_(self.pl_module)
         return results
 
-    def _loss(self, batch: Any) -> Tensor:
+    def losses(self) -> list[float]:
+        """Held-out loss on each of the batches of all ranks, nothing left out."""
+        with isolated(self.pl_module):
+            own = [self.loss(b).double() for b in held_out_batches(self.trainer, self.pl_module, self.config.batches)]
+        return [loss for part in gather_objects([float(loss) for loss in own]) for loss in part]
+
+    def loss(self, batch: Any) -> Tensor:
+        """Held-out loss of one batch."""
         with self.trainer.precision_plugin.val_step_context():
             if self.loss_fn is not None:
                 return self.loss_fn(self.pl_module, batch)
@@ -95,6 +104,22 @@ def run_validation_step(pl_module: LightningModule, batch: Any, monitor: str) ->
     Returns:
         Its loss, None if there is none, and what it logged.
     """
+    with muted_log(pl_module) as logged:
+        loss = loss_of(call_step(pl_module.validation_step, batch))
+    if loss is None and monitor in logged:
+        loss = torch.as_tensor(logged[monitor])
+    return loss, logged
+
+
+def call_step(step: Callable[..., Any], batch: Any) -> Any:
+    """Call a step of a module with a batch, and with its other arguments as far as it takes them."""
+    arguments = (batch, 0, 0)
+    return step(*arguments[: max(1, len(inspect.signature(step).parameters))])
+
+
+@contextlib.contextmanager
+def muted_log(pl_module: LightningModule) -> Iterator[dict[str, Any]]:
+    """Let what a module logs go nowhere but into the dictionary that is given."""
     logged: dict[str, Any] = {}
 
     def log_one(name: str, value: Any, *_: Any, **__: Any) -> None:
@@ -103,17 +128,11 @@ def run_validation_step(pl_module: LightningModule, batch: Any, monitor: str) ->
     def log_all(dictionary: Any, *_: Any, **__: Any) -> None:
         logged.update(dictionary)
 
-    arguments = {"batch": batch, "batch_idx": 0, "dataloader_idx": 0}
-    parameters = inspect.signature(pl_module.validation_step).parameters
-    positional = list(arguments.values())[: max(1, len(parameters))]
     pl_module.__dict__.update(log=log_one, log_dict=log_all)
     try:
-        loss = loss_of(pl_module.validation_step(*positional))
+        yield logged
     finally:
         del pl_module.__dict__["log"], pl_module.__dict__["log_dict"]
-    if loss is None and monitor in logged:
-        loss = torch.as_tensor(logged[monitor])
-    return loss, logged
 
 
 def validation_loss(pl_module: LightningModule, batch: Any, monitor: str) -> Tensor:
@@ -126,6 +145,13 @@ def validation_loss(pl_module: LightningModule, batch: Any, monitor: str) -> Ten
     if loss is None:
         raise ValueError(f"`validation_step` must return a loss or log `{monitor}`, it did neither.")
     return loss
+
+
+def on_device(trainer: Trainer, pl_module: LightningModule, batch: Any) -> Any:
+    """A batch of a loader as a step gets it."""
+    batch = trainer.precision_plugin.convert_input(batch)
+    batch = pl_module.on_before_batch_transfer(batch, 0)
+    return trainer.strategy.batch_to_device(batch, dataloader_idx=0)
 
 
 def held_out_batches(trainer: Trainer, pl_module: LightningModule, most: int) -> Iterator[Any]:
@@ -141,9 +167,7 @@ def held_out_batches(trainer: Trainer, pl_module: LightningModule, most: int) ->
         for index, batch in enumerate(loader):
             if index >= min(most, trainer.num_val_batches[0]):
                 break
-            batch = trainer.precision_plugin.convert_input(batch)
-            batch = pl_module.on_before_batch_transfer(batch, 0)
-            yield trainer.strategy.batch_to_device(batch, dataloader_idx=0)
+            yield on_device(trainer, pl_module, batch)
     finally:
         for generator, state in states:
             generator.set_state(state)

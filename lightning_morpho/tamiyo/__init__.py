@@ -21,13 +21,17 @@ from lightning_morpho.tamiyo.observation import (
     Penalize,
     Resize,
     Resizing,
+    SeedDecision,
     SeedView,
+    Tried,
+    Try,
 )
 from lightning_morpho.tamiyo.periodic import Periodic
 from lightning_morpho.tamiyo.placed import Placed
 from lightning_morpho.tamiyo.plateau import Plateau
 from lightning_morpho.tamiyo.probation import Probation
 from lightning_morpho.tamiyo.random_place import RandomPlace
+from lightning_morpho.tamiyo.trial import Trial
 from lightning_morpho.tamiyo.uniform import Uniform
 
 __all__ = [
@@ -56,8 +60,12 @@ __all__ = [
     "Resize",
     "Resizing",
     "Scripted",
+    "SeedDecision",
     "SeedView",
     "Tamiyo",
+    "Trial",
+    "Tried",
+    "Try",
     "Uniform",
     "judge",
 ]

@@ -17,6 +17,10 @@ Group = tuple[SeedKey, ...]
 """Seeds that are left out together."""
 
 
+Place = tuple[str, ...]
+"""Names of layers that germinate together."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class SeedView:
     """A seed that has left dormancy.
@@ -150,6 +154,31 @@ class Resizing:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Tried:
+    """What came of a trial.
+
+    Attributes:
+        place: The layers that germinated.
+        losses: Held-out loss afterwards on each of the batches, in the same order in all trials of a tick.
+        steps: Optimizer steps that it took.
+        seconds: Time that it took, its measurement included; no decision may rest on it.
+        flops: Floating-point operations of its steps on one rank, 0 where they could not be counted.
+    """
+
+    place: Place
+    losses: tuple[float, ...]
+    steps: int
+    seconds: float = 0.0
+    flops: float = 0.0
+
+    @property
+    def loss(self) -> float:
+        """Mean held-out loss; infinity without a batch, or if one is not finite."""
+        sound = self.losses and all(map(math.isfinite, self.losses))
+        return sum(self.losses) / len(self.losses) if sound else math.inf
+
+
+@dataclass(frozen=True, kw_only=True)
 class Outcome:
     """What the seeds of one blueprint in one layer were worth, those that have ended and were measured.
 
@@ -215,6 +244,8 @@ class Observation:
         resizings: How many units the layers kept, once that was asked for.
         penalised: Ticks that the group penalty has been on, 0 while it is off.
         can_size: Whether hidden layers can be sized by held-out data.
+        no_trial: Why nothing can be tried out in this run; None if it can.
+        trials: What came of the trials, once they were asked for.
     """
 
     tick: int
@@ -235,6 +266,8 @@ class Observation:
     resizings: tuple[Resizing, ...] | None = None
     penalised: int = 0
     can_size: bool = False
+    no_trial: str | None = "nothing was given to try it with"
+    trials: tuple[Tried, ...] | None = None
 
     @property
     def germinations(self) -> int:
@@ -273,13 +306,13 @@ class Measure:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Keep:
-    """Fossilize a seed.
+class SeedDecision:
+    """What is decided on one seed.
 
     Attributes:
         seed: The seed.
         reason: Why.
-        figures: The numbers that decided it.
+        figures: The numbers that decided it, as far as they are known.
     """
 
     seed: SeedKey
@@ -288,33 +321,18 @@ class Keep:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cull:
-    """Let a seed fade out.
-
-    Attributes:
-        seed: The seed.
-        reason: Why.
-        figures: The numbers that decided it.
-    """
-
-    seed: SeedKey
-    reason: str
-    figures: Mapping[str, float] = field(default_factory=dict)
+class Keep(SeedDecision):
+    """Fossilize a seed."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Defer:
-    """Put the decision on a seed off to the next tick.
+class Cull(SeedDecision):
+    """Let a seed fade out."""
 
-    Attributes:
-        seed: The seed.
-        reason: Why.
-        figures: The numbers known so far.
-    """
 
-    seed: SeedKey
-    reason: str
-    figures: Mapping[str, float] = field(default_factory=dict)
+@dataclass(frozen=True, kw_only=True)
+class Defer(SeedDecision):
+    """Put the decision on a seed off to the next tick."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -356,4 +374,17 @@ class Resize:
     point: float | Literal["auto"] = "auto"
 
 
-Decision = Germinate | Measure | Keep | Cull | Defer | Assess | Penalize | Resize
+@dataclass(frozen=True, kw_only=True)
+class Try:
+    """Grow in each of some places for a short time, put everything back each time; then decide again.
+
+    Attributes:
+        places: What is tried, one after the other: layers that germinate together, in all their dormant chunks.
+        steps: Optimizer steps of each trial, ``>= 1``.
+    """
+
+    places: tuple[Place, ...]
+    steps: int
+
+
+Decision = Germinate | Measure | Keep | Cull | Defer | Assess | Penalize | Resize | Try

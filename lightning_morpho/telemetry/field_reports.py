@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,25 @@ ENDED = frozenset(
     stage.name for stage in (Stage.FOSSILIZED, Stage.CULLED, Stage.CANCELLED, Stage.ROLLED_BACK, Stage.ERROR_RECOVERY)
 )
 """Stages in which a seed leaves its report."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialCost:
+    """What the trials of one tick have cost.
+
+    Attributes:
+        tick: The tick.
+        trials: How many there were.
+        steps: Optimizer steps of all of them.
+        seconds: Time that they took.
+        flops: Floating-point operations of their steps on one rank, 0 where they could not be counted.
+    """
+
+    tick: int
+    trials: int
+    steps: int
+    seconds: float
+    flops: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +61,10 @@ class FieldReport:
         ticks: Ticks from germination to end.
         steps: Optimizer steps.
         seconds: Time on the clock, None if the run was interrupted in between.
+        trial_steps: Its share of the optimizer steps of the trials at its germination; all seeds of that tick share
+            alike.
+        trial_seconds: ... of their time.
+        trial_flops: ... of their floating-point operations, as far as they could be counted.
     """
 
     layer: str
@@ -62,6 +85,9 @@ class FieldReport:
     ticks: int
     steps: int
     seconds: float | None
+    trial_steps: float = 0.0
+    trial_seconds: float = 0.0
+    trial_flops: float = 0.0
 
     @property
     def gain(self) -> float | None:
@@ -83,6 +109,8 @@ def field_report(
     parameters: float,
     step: int,
     seconds: float | None,
+    trial: TrialCost | None = None,
+    sharing: int = 1,
 ) -> FieldReport:
     """The report of a seed that has ended.
 
@@ -93,7 +121,10 @@ def field_report(
         parameters: Parameters that it holds.
         step: Optimizer steps done.
         seconds: Time since its germination.
+        trial: What the trials at its germination cost; None if there were none.
+        sharing: Seeds that share that cost.
     """
+    cost = (0, 0.0, 0.0) if trial is None else (trial.steps, trial.seconds, trial.flops)
     figures = record.figures
     rise, lower = _finite(figures.get("rise")), _finite(figures.get("lower"))
     upper = None if rise is None or lower is None else 2 * rise - lower  # the bound is symmetric
@@ -116,6 +147,9 @@ def field_report(
         ticks=record.tick - record.born_tick,
         steps=step - record.born_step,
         seconds=seconds,
+        trial_steps=cost[0] / sharing,
+        trial_seconds=cost[1] / sharing,
+        trial_flops=cost[2] / sharing,
     )
 
 
@@ -143,7 +177,8 @@ def read_field_reports(path: Path) -> list[FieldReport]:
 
 def _parse(entry: Mapping[str, Any], file: Path) -> FieldReport:
     known = [item.name for item in fields(FieldReport)]
-    if set(entry) != set(known):
+    needed = [item.name for item in fields(FieldReport) if item.default is MISSING]
+    if not set(needed) <= set(entry) <= set(known):
         raise ValueError(f"`{file}` holds a line that is no field report: it has {sorted(entry)}, expected {known}.")
     return FieldReport(**entry)
 

@@ -13,6 +13,7 @@ from lightning_morpho.layers import HybridKasminaLayer
 from lightning_morpho.layers.seeds import SeedBeds
 from lightning_morpho.lifecycle import Stage
 from lightning_morpho.telemetry.events import SeedRecord
+from lightning_morpho.telemetry.field_reports import TrialCost
 
 SEED_FIGURES: Mapping[str, str] = {
     "stage": "stage",
@@ -59,7 +60,11 @@ RUN_FIGURES: Mapping[str, str] = {
     "rollbacks": "times that the run or its rollout was set back",
     "layers_on": "layers that the rollout has switched on",
     "cohort_share": "share of the prepared layers that the rollout has switched on",
-    "tick_seconds": "seconds that this tick took, measurements included",
+    "tick_seconds": "seconds that this tick took, measurements included, trials apart",
+    "tick_share": "share of the time since the fit began that ticks took, trials apart",
+    "trial_steps": "optimizer steps that trials have cost so far",
+    "trial_seconds": "seconds that trials have cost so far",
+    "trial_flops": "floating-point operations that trials have cost so far on one rank",
 }
 """Figures of the run and what they mean."""
 
@@ -192,6 +197,8 @@ def run_figures(
     host_parameters: int,
     rollbacks: int,
     tick_seconds: float,
+    tick_share: float,
+    trials: Sequence[TrialCost] = (),
 ) -> dict[str, float]:
     """Figures of the run, see :data:`RUN_FIGURES`.
 
@@ -200,7 +207,9 @@ def run_figures(
         figures: Their figures.
         host_parameters: Parameters of the model without beds.
         rollbacks: Times that the run or its rollout was set back.
-        tick_seconds: Duration of the tick.
+        tick_seconds: Duration of the tick, trials apart.
+        tick_share: Share of the time that ticks took.
+        trials: What trials have cost.
     """
     growing = [layer.morpho for layer in layers.values() if len(layer.morpho.beds)]
     counts = np.bincount(np.concatenate([seeds.state.stage for seeds in growing]), minlength=len(Stage))
@@ -223,6 +232,10 @@ def run_figures(
         "layers_on": float(on),
         "cohort_share": on / len(figures),
         "tick_seconds": tick_seconds,
+        "tick_share": tick_share,
+        "trial_steps": float(sum(cost.steps for cost in trials)),
+        "trial_seconds": sum(cost.seconds for cost in trials),
+        "trial_flops": sum(cost.flops for cost in trials),
     }
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from lightning_morpho import Observation, Stage, Tamiyo
-from lightning_morpho.tamiyo import LayerView, Measurement, Outcome, SeedView
+from lightning_morpho.tamiyo import LayerView, Measurement, Outcome, SeedView, Tried
 
 GROUP = Path(__file__).parents[2] / "configs" / "morpho" / "tamiyo"
 
@@ -60,6 +60,12 @@ def layer_views(draw: st.DrawFn, position: int) -> LayerView:
 
 
 @st.composite
+def trial_of(draw: st.DrawFn, layer: LayerView) -> Tried:
+    losses = tuple(draw(st.lists(any_float, max_size=3)))
+    return Tried(place=(layer.name,), losses=losses, steps=draw(st.integers(1, 9)), seconds=draw(st.floats(0, 9)))
+
+
+@st.composite
 def observations(draw: st.DrawFn) -> Observation:
     layers = tuple(draw(layer_views(position)) for position in range(draw(st.integers(1, 4))))
     tick = draw(st.integers(1, 12))
@@ -72,6 +78,9 @@ def observations(draw: st.DrawFn) -> Observation:
             Measurement(seeds=(key,), rise=draw(any_float), lower=draw(any_float), batches=draw(st.integers(0, 9)))
             for key in due
         )
+    if draw(st.booleans()):
+        values["no_trial"] = None
+        values["trials"] = draw(st.one_of(st.none(), st.just(tuple(draw(trial_of(layer)) for layer in layers))))
     return Observation(
         tick=tick,
         step=draw(st.integers(0, 1000)),
