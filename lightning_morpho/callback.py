@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy
+from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from rich.console import Console
 from torch.nn.parallel import DistributedDataParallel
@@ -217,7 +218,7 @@ class MorphoCallback(Callback):
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Arrange that the layers are swapped right after ``configure_model``, before optimizers exist."""
-        self._check_trainer(trainer)
+        self._check_trainer(trainer, pl_module)
         self._attached = True
         self._rollout = TrainerRollout(self.config.rollout, self.config.model_id, self.credit.monitor, trainer)
         original = pl_module.configure_model
@@ -234,7 +235,7 @@ class MorphoCallback(Callback):
 
         pl_module.configure_model = configure_model  # type: ignore[method-assign]
 
-    def _check_trainer(self, trainer: Trainer) -> None:
+    def _check_trainer(self, trainer: Trainer, pl_module: LightningModule) -> None:
         callbacks: Sequence[Callback] = trainer.callbacks  # type: ignore[attr-defined]
         others = sum(isinstance(callback, MorphoCallback) for callback in callbacks)
         if others > 1:
@@ -246,6 +247,12 @@ class MorphoCallback(Callback):
                 f"The strategy {type(trainer.strategy).__name__} is not supported: it flattens or moves parameters, so "
                 "that seeds can't be started and freed one by one. Use a single device, 'ddp' or "
                 "ModelParallelStrategy (FSDP2), or leave the callback out."
+            )
+        if isinstance(trainer.strategy.launcher, _MultiProcessingLauncher) and not hybrid_layers(pl_module):
+            raise ValueError(
+                "Processes that the Trainer starts from a running one ('ddp_spawn', 'ddp_fork', 'ddp_notebook') bring "
+                "back weights, but no new layers, so what grew in them would be lost. Call `morph_(module, "
+                "callback.config)` before `fit`, or train by 'ddp' in a script."
             )
 
     def _swap(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

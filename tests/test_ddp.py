@@ -19,8 +19,8 @@ pytestmark = pytest.mark.slow
 DDP = ["plain", "static_graph", "accumulation", "random_events", "rolled_back"]
 
 
-def launch(out: Path, variants: list[str], ranks: int = 2) -> dict[str, Any]:
-    command = [sys.executable, str(Path(__file__).with_name("ddp_run.py")), str(out), *variants]
+def launch(out: Path, variants: list[str], ranks: int = 2, script: str = "ddp_run.py") -> dict[str, Any]:
+    command = [sys.executable, str(Path(__file__).with_name(script)), str(out), *variants]
     environment = os.environ | {"MORPHO_TEST_RANKS": str(ranks), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, timeout=280, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -108,3 +108,9 @@ def test_sharded_training_resumes_bit_equal_in_the_middle_of_growth(
     for engine in (whole, resumed):
         del engine["governor"]  # a checkpoint holds the first rank's losses alone, until the ranks exchange them
     assert_equal(whole, resumed)
+
+
+def test_what_grew_in_processes_that_the_trainer_started_comes_back(tmp_path: Path) -> None:
+    came_back = launch(tmp_path, [], script="forked_run.py")["forked"]
+    assert came_back["kept"] > 0
+    assert_equal(came_back["here"], came_back["there"])

@@ -557,6 +557,16 @@ def test_an_unsupported_strategy_is_refused_before_anything_changes(tmp_path: Pa
     assert not hybrid_layers(module)
 
 
+@pytest.mark.parametrize("strategy", ["ddp_spawn", "ddp_fork"])
+def test_processes_that_bring_no_new_layers_back_are_refused_unless_they_are_made_before(strategy: str, tmp_path: Path):
+    module, morpho = Host(linear_net()), quick()
+    trainer = make_trainer(tmp_path, morpho, strategy=strategy, devices=2)
+    with pytest.raises(ValueError, match=r"Call `morph_\(module, callback.config\)` before"):
+        morpho.setup(trainer, module, "fit")
+    morph_(module, morpho.config)
+    morpho.setup(trainer, module, "fit")
+
+
 # ------------------------------------------------------------------------------------------------ any sequence
 class Drawn(Tamiyo):
     """Germinates, keeps and culls at random."""
