@@ -331,16 +331,7 @@ class TelemetryConfig:
 class MorphoConfig:
     """Everything that :func:`~lightning_morpho.morph_` needs: which layers, what grows, how much.
 
-    Args:
-        layers: Which layers grow, and how finely.
-        blueprint: What grows at a germination.
-        lifecycle: Which stages a seed passes, and how long it stays in each.
-        grafting: How a seed's output enters the host.
-        warmup: Warm-up of newborns.
-        budget: Limit on added parameters.
-        rollout: Who grows at all.
-        model_id: Identity of the model in the rollout's cohorts.
-        seed: Random seed of new parameters; equal on every rank.
+    Its fields are the arguments of the same names of :class:`~lightning_morpho.MorphoCallback`, described there.
     """
 
     layers: LayersConfig = field(default_factory=LayersConfig)

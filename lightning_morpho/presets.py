@@ -30,29 +30,28 @@ def _adapt_pretrained() -> dict[str, Any]:
 PRESETS: Mapping[str, Callable[[], dict[str, Any]]] = {"adapt_pretrained": _adapt_pretrained}
 
 
-def with_preset(name: str | None, **given: Any) -> list[Any]:
+def with_preset(name: str | None, given: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments of the callback, those that are None filled by a preset.
 
     Args:
         name: The preset; None: nothing is filled.
-        **given: The arguments that presets may set, in the order in which they are wanted back.
+        given: The arguments by name.
 
     Raises:
         ValueError: For an unknown preset, or if there is nothing left for it to set.
 
     Example:
-        >>> blueprint, freeze_host = with_preset("adapt_pretrained", blueprint=None, freeze_host=None)
-        >>> blueprint.kind, freeze_host
-        ('lowrank', True)
+        >>> with_preset("adapt_pretrained", {"every_n_steps": 10, "freeze_host": None})["freeze_host"]
+        True
     """
     if name is None:
-        return list(given.values())
+        return dict(given)
     if name not in PRESETS:
         raise ValueError(f"There is no `preset` {name!r}: {suggest(str(name), PRESETS)}")
     values = PRESETS[name]()
-    if all(value is not None for value in given.values()):
+    if all(given.get(key) is not None for key in values):
         raise ValueError(
-            f"`preset` {name!r} has nothing to set: all of {list(given)} are given. In YAML choose it as "
+            f"`preset` {name!r} has nothing to set: all of {list(values)} are given. In YAML choose it as "
             f"`morpho/preset={name}`."
         )
-    return [values.get(key) if value is None else value for key, value in given.items()]
+    return {**given, **{key: value for key, value in values.items() if given.get(key) is None}}

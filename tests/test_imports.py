@@ -35,6 +35,7 @@ ORDER = [
     "isolation",
     "rewind",
     "presets",
+    "run_config",
     "credit",
     "sizing",
     "governor",

@@ -53,3 +53,23 @@ def stop_patience(trainer: Trainer) -> int | None:
     """Validations without progress after which EarlyStopping ends the training; None if nothing does."""
     callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
     return min((c.patience for c in callbacks if isinstance(c, EarlyStopping)), default=None)
+
+
+class ValidationLoss:
+    """The latest validation loss, and whether seeds can be judged by one at all.
+
+    Attributes:
+        value: The loss, the mean over all ranks; None if there is none.
+        measurable: Whether one can be measured; None while nothing was validated.
+    """
+
+    def __init__(self) -> None:
+        self.value: float | None = None
+        self.measurable: bool | None = None
+
+    def note(self, trainer: Trainer, monitor: str) -> None:
+        """Take what a validation logged under a name, on every rank."""
+        logged = trainer.callback_metrics.get(monitor)
+        loss = torch.tensor(math.nan if logged is None else float(logged), device=trainer.strategy.root_device)
+        agreed = float(trainer.strategy.reduce(loss, reduce_op="mean"))
+        self.value = None if math.isnan(agreed) else agreed

@@ -1,0 +1,309 @@
+"""One fit of a growing model, from its start to its end."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from torch.optim import Optimizer
+
+from lightning_morpho.confirmation import decide_pairs_, fallbacks, review, unconfirmed
+from lightning_morpho.engine import GrowthEngine
+from lightning_morpho.freezing import FrozenHost
+from lightning_morpho.governor import Governor
+from lightning_morpho.integrations.averaging import align_averages, averaged_models
+from lightning_morpho.integrations.compilation import allow_recompilations, is_compiled
+from lightning_morpho.integrations.description import describe_run
+from lightning_morpho.integrations.duration import tick_steps, total_steps
+from lightning_morpho.integrations.journal import Journal
+from lightning_morpho.integrations.ranks import gather_objects
+from lightning_morpho.integrations.reporting import Reporter
+from lightning_morpho.integrations.rollout import TrainerRollout
+from lightning_morpho.integrations.scaling import tell_loss_scale
+from lightning_morpho.integrations.sharding import reshard_
+from lightning_morpho.integrations.sizing import HeldOutSizer
+from lightning_morpho.integrations.training import TrainingLoss, ValidationLoss, stop_patience
+from lightning_morpho.integrations.trials import TrainerTrials
+from lightning_morpho.integrations.validation import HeldOutCredit, loss_of
+from lightning_morpho.layers import clear_taps
+from lightning_morpho.optim import OptimizerLink
+from lightning_morpho.pairs import PairProbe
+from lightning_morpho.run_config import RunConfig
+from lightning_morpho.surgery import EligibilityReport, hybrid_layers
+from lightning_morpho.tamiyo.replay import describe_policy
+
+
+class GrowthRun:
+    """Connects layers, optimizers, controller and telemetry for one fit.
+
+    Args:
+        trainer: The Trainer, its optimizers made.
+        pl_module: Its module, layers swapped.
+        config: The callback's arguments.
+        rollout: Who grows at all.
+        validation: The validation loss, which the callback keeps up to date.
+        host: The host, if it stands still.
+        report: What was decided about each module; None for a model that was swapped before.
+
+    Attributes:
+        engine: The circle of decision ticks.
+        report: Likewise, brought up to date.
+        ticked_epochs: Epochs whose tick is over; None before training.
+    """
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        config: RunConfig,
+        *,
+        rollout: TrainerRollout,
+        validation: ValidationLoss,
+        host: FrozenHost | None,
+        report: EligibilityReport | None,
+    ) -> None:
+        self.trainer, self.pl_module, self.config = trainer, pl_module, config
+        self.report = report
+        self.ticked_epochs: int | None = None
+        self._rollout, self._validation, self._host = rollout, validation, host
+        layers = hybrid_layers(pl_module)
+        link = OptimizerLink(layers, trainer.optimizers)
+        for line in link.added:
+            rank_zero_info(f"MorphoCallback: {line}.")
+        compiled = is_compiled(pl_module)
+        if compiled:
+            self._prepare_compiled(layers)
+        self._reporter = Reporter(trainer, layers, config.telemetry, pl_module.device, sample=not compiled)
+        governor = self._make_governor() if config.governor.enabled else None
+        self.engine = GrowthEngine(layers, config.tamiyo, link, self._reporter.note, governor)
+        self._training_loss = TrainingLoss()
+        self._batches = 0
+        self._resumed = False
+        self._tick_steps: int | None = None
+        self._probe: PairProbe | None = None
+        self._watching = bool(unconfirmed(pl_module))
+
+    def _prepare_compiled(self, layers: Mapping[str, Any]) -> None:
+        """Let dynamo compile as often as there are topologies; nothing but they may change from step to step."""
+        buckets = sum(len(layer.morpho.beds).bit_length() for layer in layers.values())
+        allow_recompilations(buckets + self._rollout.topologies)
+        if self.config.telemetry.every_n_steps:
+            rank_zero_info("MorphoCallback: the model runs compiled, so activations are not sampled.")
+
+    def _make_governor(self) -> Governor:
+        return Governor(
+            self.config.governor,
+            self.pl_module,
+            self.trainer.optimizers,
+            averages=lambda: averaged_models(self.trainer),
+            skips=getattr(self.trainer.precision_plugin, "scaler", None) is not None,
+        )
+
+    # ------------------------------------------------------------------ start and end
+    def open(self, saved_rollout: Mapping[str, Any] | None) -> None:
+        """Before the sanity check: begin the logs, and bring the layers in line with the rollout."""
+        started = {"event": "fit_start", "tick": self.engine.ticks, "step": self.trainer.global_step}
+        self._reporter.write({**started, "tamiyo": describe_policy(self.config.tamiyo)})
+        self._journal = Journal(self.engine, self._reporter.write, self._reporter.folder)
+        change = self._rollout.begin(self.trainer, self.engine.layers, saved_rollout)
+        self._reporter.tell_rollout(change, self.engine.ticks)
+
+    def start(self) -> None:
+        """Before the first batch: grow what is to grow from the start; make up for a tick that a resumed run lost.
+
+        Lightning takes an epoch for done if its last batch was the last thing that a checkpoint holds: neither
+        its validation nor ``on_train_epoch_end`` comes again.
+        """
+        trainer, layers = self.trainer, self.engine.layers
+        # Not before: asking for the length of training sets up the loaders, whose state is restored in between.
+        self._tick_steps = tick_steps(trainer, self.config.every_n_steps)
+        for layer in layers.values():
+            layer.morpho.wake()
+        description = describe_run(trainer, self.pl_module, layers, self.report, self.config.sections())
+        self._reporter.begin(self.engine.ticks, description, resumed=self._resumed)
+        self._grow_at_the_start()
+        if self.ticked_epochs is None:
+            self.ticked_epochs = trainer.current_epoch
+        if not self._tick_steps and self.ticked_epochs < trainer.current_epoch:
+            self._validation.value = None
+            self.tick()
+            self.ticked_epochs = trainer.current_epoch
+        self.engine.snapshot(trainer.global_step)
+
+    def _grow_at_the_start(self) -> None:
+        if not self.engine.ticks:
+            self.engine.begin(step=self.trainer.global_step, total_steps=total_steps(self.trainer))
+            self._reporter.tell()
+        if self._host is not None and not self.engine.live_parameters:
+            raise ValueError(
+                "`freeze_host` leaves nothing to train: no seed has germinated. Take a policy that begins at the "
+                "start: `tamiyo=Probation()`."
+            )
+
+    def end(self, outcome: str) -> None:
+        """Say how the fit ended."""
+        self.tell_metrics()
+        self._reporter.end(self.engine, outcome)
+
+    def close(self) -> None:
+        """Let go of layers, optimizers and progress bar."""
+        if self._probe is not None:
+            self._probe.__exit__(None, None, None)
+            self._probe = None
+        self._reporter.close()
+        self.engine.close()
+
+    # ------------------------------------------------------------------ one batch
+    def open_batch(self) -> None:
+        """Open the layers' statistics for one batch in every ``telemetry.every_n_steps``; watch the first one."""
+        self._reporter.sampler.open(self._batches)
+        clear_taps(self.engine.layers.values())
+        tell_loss_scale(self.trainer, self.engine.layers)
+        if self._watching:
+            self._probe = PairProbe(self.pl_module)
+            self._probe.__enter__()
+
+    def settle_gradients(self, optimizer: Optimizer) -> None:
+        """Average the gradients of live beds over the ranks; look at them once in a while."""
+        self.engine.optimizers.settle_gradients(optimizer)
+        self._reporter.sampler.take_gradients(optimizer)
+
+    def close_batch(self, outputs: Any) -> None:
+        """Close the statistics; let the governor see the loss; tick if ticks go by steps."""
+        if self._probe is not None:
+            self._settle_pairs(self._probe)
+        self._reporter.sampler.close()
+        self._rollout.timer.stop()
+        if self._training_loss.empty or self._reporter.sampler.due(self._batches):
+            self._training_loss.add(outputs)
+        self._batches += 1
+        step = self.trainer.global_step
+        if self.engine.governor is not None:
+            reshard_(self.pl_module)
+            self.engine.watch(loss_of(outputs), step)
+        if self._tick_steps and step > self.engine.step and step % self._tick_steps == 0:
+            self.tick()
+        elif self._reporter.pending:
+            self._tell_and_align()
+        change = self._rollout.look_again(self.trainer, self.engine.layers)
+        if change is not None:
+            self._reporter.tell_rollout(change, self.engine.ticks)
+            align_averages(self.trainer, self.pl_module)
+
+    def _tell_and_align(self) -> None:
+        """Tell what happened; averaged models follow."""
+        self._reporter.tell()
+        align_averages(self.trainer, self.pl_module)
+
+    def _settle_pairs(self, probe: PairProbe) -> None:
+        """Decide which proposed pairs are confirmed, on every rank alike."""
+        probe.__exit__(None, None, None)
+        verdicts = probe.verdicts()
+        self._probe = None
+        self._watching = False
+        for refused in gather_objects({name: v for name, v in verdicts.items() if isinstance(v, str)}):
+            verdicts |= refused
+        for name, reason in decide_pairs_(self.pl_module, verdicts).items():
+            rank_zero_warn(f"MorphoCallback: `{name}` stays as it is, the pair proposed for it is refused: {reason}.")
+        self._review()
+
+    # ------------------------------------------------------------------ epochs and validation
+    def end_epoch(self) -> None:
+        """Tick if ticks go by epochs; validation has run, checkpoints are yet to be written."""
+        self.ticked_epochs = self.trainer.current_epoch + 1
+        if not self._tick_steps:
+            self.tick()
+
+    def check_weights(self) -> None:
+        """Validate no weights that the last step has broken: a callback might stop the run for it."""
+        reshard_(self.pl_module)
+        if self.engine.watch(None, self.trainer.global_step, thoroughly=True):
+            self._tell_and_align()
+
+    def tell_metrics(self) -> None:
+        """Write what was logged and not written yet."""
+        self._reporter.tell_metrics(self.engine.ticks)
+
+    # ------------------------------------------------------------------ one tick
+    def tick(self) -> None:
+        """One decision tick."""
+        trainer, engine = self.trainer, self.engine
+        reshard_(self.pl_module)
+        self._reporter.collect()
+        epochs = trainer.current_epoch + (0 if self._tick_steps else 1)
+        change = self._rollout.judge(trainer, engine.layers, self._validation.value, epochs)
+        self._reporter.tell_rollout(change, engine.ticks)
+        credit = self._credit()
+        engine.tick(
+            step=trainer.global_step,
+            total_steps=total_steps(trainer),
+            loss=self._validation.value,
+            training_loss=self._training_loss.take(trainer),
+            stop_patience=stop_patience(trainer),
+            measure=credit,
+            sizer=None if credit is None else self._sizer(),
+            trials=self._trials(credit),
+        )
+        self._journal.tell()
+        self._tell_and_align()
+        self._reporter.tell_tick(engine, self.pl_module)
+        self._review()
+
+    def _credit(self) -> HeldOutCredit | None:
+        """What measures held-out losses; None where there are none."""
+        if not self._validation.measurable or self.trainer.val_dataloaders is None:
+            return None
+        config = self.config
+        return HeldOutCredit(self.trainer, self.pl_module, self.engine.layers, config.credit, config.loss_fn)
+
+    def _sizer(self) -> HeldOutSizer | None:
+        """What answers the sizing rule; None where layers are sharded, as no rank has whole units."""
+        if isinstance(self.trainer.strategy, ModelParallelStrategy):
+            return None
+        config, layers = self.config, self.engine.layers
+        return HeldOutSizer(self.trainer, self.pl_module, layers, config.credit, config.loss_fn, config.model.seed)
+
+    def _trials(self, credit: HeldOutCredit | None) -> TrainerTrials:
+        """What tries growth out."""
+        hold = (lambda: None) if self._host is None else self._host.hold_statistics
+        engine = self.engine
+        return TrainerTrials(self.trainer, self.pl_module, engine.layers, engine.optimizers, credit, hold)
+
+    def _review(self) -> None:
+        """Bring the eligibility report up to date, and say where seeds turned out to be slow."""
+        if self.report is None:
+            return
+        before, self.report = self.report, review(self.report, self.pl_module)
+        for name in fallbacks(before, self.report):
+            rank_zero_warn(
+                f"MorphoCallback: the seeds of `{name}` are computed by plain operations, several times slower: no "
+                "kernel takes this dtype, device or activation."
+            )
+
+    # ------------------------------------------------------------------ persistence
+    def state_dict(self) -> dict[str, Any]:
+        """Counters, records, samples and the pending validation loss, as plain values and tensors."""
+        return {
+            "engine": self.engine.state_dict(),
+            "batches": self._batches,
+            "training_loss": self._training_loss.state_dict(),
+            "val_loss": self._validation.value,
+            "has_loss": self._validation.measurable,
+            "rollout": self._rollout.state_dict(),
+            "ticked_epochs": self.ticked_epochs,
+            "reporter": self._reporter.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what :meth:`state_dict` gave, the rollout apart: that needs a Trainer in :meth:`open`."""
+        self._resumed = True
+        self.engine.load_state_dict(state["engine"])
+        self._batches = state["batches"]
+        self._training_loss.load_state_dict(state["training_loss"])
+        self._validation.value, self._validation.measurable = state["val_loss"], state["has_loss"]
+        self.ticked_epochs = state["ticked_epochs"]
+        if "reporter" in state:
+            self._reporter.load_state_dict(state["reporter"])
