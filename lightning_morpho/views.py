@@ -119,3 +119,9 @@ def outcomes_of(reports: Iterable[FieldReport]) -> tuple[Outcome, ...]:
         Outcome.of(kind, layer, [(report.gain or 0.0, report.parameters) for report in group])
         for (kind, layer), group in by_kind_and_layer(reports).items()
     )
+
+
+def live_chunks(layer: HybridKasminaLayer) -> list[int]:
+    """Chunks whose seeds are neither dormant, nor kept, nor gone."""
+    seeds = layer.morpho
+    return [int(chunk) for chunk in seeds.state.where(*seeds.lifecycle_table.live)]

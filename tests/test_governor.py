@@ -240,12 +240,13 @@ def test_it_stands_down_where_rolling_back_does_not_help() -> None:
     model, optimizer, engine = grown()
     told: list[Any] = []
     engine.on_event = told.append
-    engine.governor = Governor(GovernorConfig(always=True), model, [optimizer])
+    engine.recovery.governor = Governor(GovernorConfig(always=True), model, [optimizer])
     engine.snapshot(0)
     for step in range(1, 10):
         engine.watch(torch.tensor(math.nan), step)
     assert sum(type(e).__name__ == "Restored" for e in told) == 3
-    assert not engine.governor.watching and engine.governor.snapshot is None
+    governor = engine.recovery.governor
+    assert not governor.watching and governor.snapshot is None
 
 
 # ---------------------------------------------------------------- whole runs

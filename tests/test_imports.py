@@ -41,6 +41,8 @@ ORDER = [
     "governor",
     "views",
     "optim",
+    "inquiry",
+    "recovery",
     "engine",
     "export",
     "ab",

@@ -177,7 +177,7 @@ class Reporter:
             rollbacks=self.rollbacks,
             tick_seconds=tick_seconds,
             tick_share=share,
-            trials=engine.trials,
+            trials=engine.inquiry.trials,
         )
         if self._log.path is not None:
             self._write_tick(engine, figures, run)
@@ -193,7 +193,7 @@ class Reporter:
     def _count_time(self, engine: GrowthEngine) -> tuple[float, float]:
         """Seconds of this tick so far, and the share of all time that ticks took, trials apart."""
         now = time.perf_counter()
-        trials = sum(cost.seconds for cost in engine.trials if cost.tick == engine.ticks)
+        trials = sum(cost.seconds for cost in engine.inquiry.trials if cost.tick == engine.ticks)
         tick = max(0.0, now - self._began - trials)
         self._in_ticks += tick
         self._in_trials += trials

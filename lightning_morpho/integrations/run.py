@@ -181,7 +181,7 @@ class GrowthRun:
             self._training_loss.add(outputs)
         self._batches += 1
         step = self.trainer.global_step
-        if self.engine.governor is not None:
+        if self.engine.recovery.governor is not None:
             reshard_(self.pl_module)
             self.engine.watch(loss_of(outputs), step)
         if self._tick_steps and step > self.engine.step and step % self._tick_steps == 0:
