@@ -12,6 +12,7 @@ from torch import nn
 
 from hosts import Host, linear_net, loaders, make_trainer, quick
 from lightning_morpho import LayersConfig, Stage, TelemetryConfig
+from lightning_morpho.integrations.reporting import MONITORED
 from lightning_morpho.layers import Transition
 from lightning_morpho.telemetry import Event, Refusal
 from lightning_morpho.telemetry.figures import RUN_FIGURES, LayerFigures
@@ -229,9 +230,8 @@ def test_a_logger_that_fails_is_left_out_and_the_training_goes_on(tmp_path):
 
 def test_a_run_without_a_logger_has_its_figures_for_other_callbacks(tmp_path):
     trainer, _ = fit(tmp_path, False, epochs=2)
-    assert {f"morpho/run/{name}" for name in RUN_FIGURES if name != "return_per_parameter"} <= set(
-        trainer.callback_metrics
-    )
+    assert set(MONITORED) <= set(trainer.callback_metrics)
+    assert {name.removeprefix("morpho/run/") for name in MONITORED} <= set(RUN_FIGURES)
 
 
 def test_minimal_logs_the_run_alone_and_nothing_where_logging_is_off(tmp_path):

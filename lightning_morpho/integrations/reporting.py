@@ -35,6 +35,11 @@ from lightning_morpho.telemetry.series import histograms, scalar_series, seed_ma
 
 MOST_LIVE = 32
 MOST_RECORDS = 1000
+MONITORED = tuple(
+    f"morpho/run/{name}"
+    for name in ("parameters", "added_parameters", "germinations", "seeds_live", "seeds_fossilized")
+)
+"""Series that other callbacks can monitor; each costs Lightning as much time as all that goes to loggers directly."""
 
 
 class Reporter:
@@ -185,9 +190,9 @@ class Reporter:
         self._bar.show(live=counts["live"], kept=counts["fossilized"], seeds=sum(counts.values()))
         if self._config.log:
             series = scalar_series(figures, run, engine.records, self._config.level)
-            of_run = {name: value for name, value in series.items() if name.startswith("morpho/run/")}
-            pl_module.log_dict(of_run, sync_dist=self.trainer.world_size > 1)  # equal anyway; Lightning warns
-            self._log_series({name: value for name, value in series.items() if name not in of_run})
+            monitored = {name: series.pop(name) for name in MONITORED}
+            pl_module.log_dict(monitored, sync_dist=self.trainer.world_size > 1)  # equal anyway; Lightning warns
+            self._log_series(series)
             self._draw(figures, engine.records)
 
     def _count_time(self, engine: GrowthEngine) -> tuple[float, float]:
@@ -205,7 +210,7 @@ class Reporter:
         return max(self.trainer.global_step - 1, 0)
 
     def _log_series(self, series: dict[str, float]) -> None:
-        """Give loggers the many figures of layers and seeds directly.
+        """Give loggers all other figures directly.
 
         Through ``log_dict`` each would cost a reduction over the ranks, and time at each step until the epoch ends.
         """
