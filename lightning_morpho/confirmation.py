@@ -19,7 +19,8 @@ def decide_pairs_(model: nn.Module, verdicts: Mapping[str, Pair | str]) -> dict[
 
     Args:
         model: The model, with its layers swapped.
-        verdicts: Pair of each layer, or why it has none, as a :class:`~lightning_morpho.PairProbe` found.
+        verdicts: Pair of each layer, or why it has none, as a :class:`~lightning_morpho.PairProbe` found. Layers
+            left out stay as they are.
 
     Returns:
         Why pairs were refused, by consumer; empty if all were confirmed.
@@ -27,7 +28,7 @@ def decide_pairs_(model: nn.Module, verdicts: Mapping[str, Pair | str]) -> dict[
     refused = {}
     for name, layer in hybrid_layers(model).items():
         blueprint = layer.morpho.blueprint
-        if isinstance(blueprint, Span):
+        if isinstance(blueprint, Span) and name in verdicts:
             reason = _compare(blueprint.route.pair, verdicts[name])
             layer.morpho.decide_pair(reason)
             if reason is not None:

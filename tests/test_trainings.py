@@ -691,3 +691,28 @@ def test_the_batch_size_finder_leaves_no_growth_behind(tmp_path: Path) -> None:
     assert all(layer.morpho.dormant for layer in hybrid_layers(module).values())
     trainer.fit(module)
     assert any(not layer.morpho.dormant for layer in hybrid_layers(module).values())
+
+
+class Idle(Host):
+    """Leaves out the first steps, as loops with a condition do."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor | None:
+        return None if self.trainer.global_step == 0 and batch_idx < 3 else super().training_step(batch, batch_idx)
+
+
+def test_a_pair_that_the_first_batches_leave_out_is_confirmed_by_a_later_one(tmp_path: Path) -> None:
+    module, morpho = Idle(linear_net()), quick(blueprint=BlueprintConfig(kind="span"))
+    make_trainer(tmp_path, morpho, max_epochs=6).fit(module, **loaders())
+    assert ("net.2", "DORMANT", "LOADING") in {move[1:] for move in moves(tmp_path)}
+
+
+def test_a_pair_that_never_runs_is_refused_in_the_end(tmp_path: Path) -> None:
+    class Unused(Host):
+        def __init__(self) -> None:
+            super().__init__(linear_net())
+            self.never = linear_net()
+
+    module, morpho = Unused(), quick(blueprint=BlueprintConfig(kind="span"))
+    with pytest.warns(UserWarning, match=r"`never.2` stays as it is.*not called in the steps watched"):
+        make_trainer(tmp_path, morpho, max_epochs=6).fit(module, **loaders())
+    assert {move[1] for move in moves(tmp_path)} == {"net.2"}

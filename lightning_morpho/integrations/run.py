@@ -10,7 +10,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch.optim import Optimizer
 
-from lightning_morpho.confirmation import decide_pairs_, fallbacks, review, unconfirmed
+from lightning_morpho.confirmation import fallbacks, review
 from lightning_morpho.engine import GrowthEngine
 from lightning_morpho.freezing import FrozenHost
 from lightning_morpho.governor import Governor
@@ -19,7 +19,7 @@ from lightning_morpho.integrations.compilation import allow_recompilations, is_c
 from lightning_morpho.integrations.description import describe_run
 from lightning_morpho.integrations.duration import tick_steps, total_steps
 from lightning_morpho.integrations.journal import Journal
-from lightning_morpho.integrations.ranks import gather_objects
+from lightning_morpho.integrations.pair_watch import PairWatch
 from lightning_morpho.integrations.reporting import Reporter
 from lightning_morpho.integrations.rollout import TrainerRollout
 from lightning_morpho.integrations.scaling import tell_loss_scale
@@ -30,7 +30,6 @@ from lightning_morpho.integrations.trials import TrainerTrials
 from lightning_morpho.integrations.validation import HeldOutCredit, loss_of
 from lightning_morpho.layers import clear_taps
 from lightning_morpho.optim import OptimizerLink
-from lightning_morpho.pairs import PairProbe
 from lightning_morpho.run_config import RunConfig
 from lightning_morpho.surgery import EligibilityReport, hybrid_layers
 from lightning_morpho.tamiyo.replay import describe_policy
@@ -83,8 +82,7 @@ class GrowthRun:
         self._batches = 0
         self._resumed = False
         self._tick_steps: int | None = None
-        self._probe: PairProbe | None = None
-        self._watching = bool(unconfirmed(pl_module))
+        self._pairs = PairWatch(pl_module)
 
     def _prepare_compiled(self, layers: Mapping[str, Any]) -> None:
         """Let dynamo compile as often as there are topologies; nothing but they may change from step to step."""
@@ -150,21 +148,17 @@ class GrowthRun:
 
     def close(self) -> None:
         """Let go of layers, optimizers and progress bar."""
-        if self._probe is not None:
-            self._probe.__exit__(None, None, None)
-            self._probe = None
+        self._pairs.stop()
         self._reporter.close()
         self.engine.close()
 
     # ------------------------------------------------------------------ one batch
     def open_batch(self) -> None:
-        """Open the layers' statistics for one batch in every ``telemetry.every_n_steps``; watch the first one."""
+        """Open the layers' statistics for one batch in every ``telemetry.every_n_steps``; watch what feeds what."""
         self._reporter.sampler.open(self._batches)
         clear_taps(self.engine.layers.values())
         tell_loss_scale(self.trainer, self.engine.layers)
-        if self._watching:
-            self._probe = PairProbe(self.pl_module)
-            self._probe.__enter__()
+        self._pairs.open()
 
     def settle_gradients(self, optimizer: Optimizer) -> None:
         """Average the gradients of live beds over the ranks; look at them once in a while."""
@@ -173,8 +167,9 @@ class GrowthRun:
 
     def close_batch(self, outputs: Any) -> None:
         """Close the statistics; let the governor see the loss; tick if ticks go by steps."""
-        if self._probe is not None:
-            self._settle_pairs(self._probe)
+        refused = self._pairs.close()
+        if refused is not None:
+            self._tell_pairs(refused)
         self._reporter.sampler.close()
         self._rollout.timer.stop()
         if self._training_loss.empty or self._reporter.sampler.due(self._batches):
@@ -198,15 +193,9 @@ class GrowthRun:
         self._reporter.tell()
         align_averages(self.trainer, self.pl_module)
 
-    def _settle_pairs(self, probe: PairProbe) -> None:
-        """Decide which proposed pairs are confirmed, on every rank alike."""
-        probe.__exit__(None, None, None)
-        verdicts = probe.verdicts()
-        self._probe = None
-        self._watching = False
-        for refused in gather_objects({name: v for name, v in verdicts.items() if isinstance(v, str)}):
-            verdicts |= refused
-        for name, reason in decide_pairs_(self.pl_module, verdicts).items():
+    def _tell_pairs(self, refused: Mapping[str, str]) -> None:
+        """Say which pairs stay as they are, now that some are decided."""
+        for name, reason in refused.items():
             rank_zero_warn(f"MorphoCallback: `{name}` stays as it is, the pair proposed for it is refused: {reason}.")
         self._review()
 

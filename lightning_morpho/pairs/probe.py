@@ -20,6 +20,9 @@ from lightning_morpho.pairs.structure import check_pair, layers_of, read_pair
 
 _READS = frozenset({"item", "tolist", "numpy", "__bool__", "__float__", "__int__", "__index__", "equal", "is_nonzero"})
 
+NOT_CALLED = "it was not called in the steps watched"
+"""What a probe says of a layer that did not run."""
+
 
 class PairProbe:
     """Watches one training step, forward and backward, and tells which layers form pairs.
@@ -187,7 +190,7 @@ class PairProbe:
         found: dict[str, Pair | str] = {}
         for name in self._layers:
             reads = self._flow.read.get(name)
-            found[name] = self._verdict(name, reads) if reads else "it was not called in the step watched"
+            found[name] = self._verdict(name, reads) if reads else NOT_CALLED
         return found
 
     def _verdict(self, name: str, reads: list[Value | None]) -> Pair | str:
