@@ -14,7 +14,7 @@ from lightning_morpho.layers.seeds import SeedBeds
 from lightning_morpho.layers.span import allocate_links_, connect_
 from lightning_morpho.layers.stages import StageMachine, Transition
 from lightning_morpho.layers.taps import Tap, clear_taps
-from lightning_morpho.layers.units import HiddenLayer, hidden_layers
+from lightning_morpho.layers.units import HiddenLayer, dead_parameters, hidden_layers
 
 __all__ = [
     "Bed",
@@ -30,6 +30,7 @@ __all__ = [
     "attach_",
     "clear_taps",
     "connect_",
+    "dead_parameters",
     "detach_",
     "hidden_layers",
     "plan_blueprint",

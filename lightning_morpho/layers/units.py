@@ -158,6 +158,19 @@ class HiddenLayer:
             yield parameter, _mask(parameter, alive, 1, positions)
 
 
+def dead_parameters(layers: Iterable[ChunkedKasminaLayer]) -> int:
+    """Parameters that dead hidden units hold: zero for good, and gone from an exported model.
+
+    Args:
+        layers: All hybrid layers of a model.
+    """
+    alive: dict[nn.Parameter, Tensor] = {}
+    for layer in hidden_layers(layers):
+        for parameter, mask in layer.masks():
+            alive[parameter] = alive[parameter] * mask if parameter in alive else mask
+    return sum(p.numel() - int(mask.bool().expand(p.shape).sum()) for p, mask in alive.items())
+
+
 def hidden_layers(layers: Iterable[ChunkedKasminaLayer]) -> list[HiddenLayer]:
     """The confirmed pairs of a model, last to first: a layer comes after all that its units feed by links.
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from lightning_morpho.layers import HybridKasminaLayer
+from lightning_morpho.layers import HybridKasminaLayer, dead_parameters
 from lightning_morpho.layers.seeds import SeedBeds
 from lightning_morpho.lifecycle import Stage
 from lightning_morpho.telemetry.events import SeedRecord
@@ -47,8 +47,8 @@ LAYER_FIGURES: Mapping[str, str] = {
 """Figures of a layer and what they mean."""
 
 RUN_FIGURES: Mapping[str, str] = {
-    "parameters": "parameters of the model with what growth added",
-    "added_parameters": "parameters that growth added and has not taken back",
+    "parameters": "parameters of the model with what growth added, as it would be exported",
+    "added_parameters": "parameters that growth added and has not taken back; below 0 if sizing removed more",
     "growth_ratio": "parameters now / at the start",
     "return_per_parameter": "measured credit of the seeds in place / added parameters, in loss units",
     "germinations": "germination events so far",
@@ -214,14 +214,14 @@ def run_figures(
     growing = [layer.morpho for layer in layers.values() if len(layer.morpho.beds)]
     counts = np.bincount(np.concatenate([seeds.state.stage for seeds in growing]), minlength=len(Stage))
     table = next(iter(layers.values())).morpho.lifecycle_table
-    added = sum(seeds.live_parameters for seeds in growing)
+    added = sum(seeds.live_parameters for seeds in growing) - dead_parameters(layers.values())
     credit = _sum_known(np.array([f.values["credit"] for f in figures]))
     on = sum(f.on for f in figures)
     return {
         "parameters": float(host_parameters + added),
         "added_parameters": float(added),
         "growth_ratio": (host_parameters + added) / host_parameters if host_parameters else math.nan,
-        "return_per_parameter": credit / added if added else math.nan,
+        "return_per_parameter": credit / added if added > 0 else math.nan,
         "germinations": float(sum(seeds.events for seeds in growing)),
         "seeds_dormant": float(counts[Stage.DORMANT]),
         "seeds_live": float(sum(counts[stage] for stage in table.live)),

@@ -48,6 +48,11 @@ def fit(root: Path, morpho: MorphoCallback, hidden: int = 3, **options: Any) -> 
     return module, trainer
 
 
+def assert_counts_what_is_exported(module: Host, trainer: L.Trainer) -> None:
+    exported = sum(parameter.numel() for parameter in export(module).parameters())
+    assert trainer.callback_metrics["morpho/run/parameters"] == exported
+
+
 @pytest.fixture(scope="module")
 def grown(tmp_path_factory: pytest.TempPathFactory) -> tuple[Host, MorphoCallback, Path]:
     root, morpho = tmp_path_factory.mktemp("grown"), callback()
@@ -95,8 +100,10 @@ def test_a_run_resumed_between_penalty_and_cull_or_after_it_ends_bit_equal(grown
 
 
 def test_a_host_that_is_too_wide_shrinks(tmp_path):
-    module, _ = fit(tmp_path, callback(sizing="shrink", tolerance=5.0), hidden=64)
+    module, trainer = fit(tmp_path, callback(sizing="shrink", tolerance=5.0), hidden=64)
     assert export(module).net[0].out_features < 64
+    assert trainer.callback_metrics["morpho/run/added_parameters"] < 0
+    assert_counts_what_is_exported(module, trainer)
     assert all(entry["event"] != "transition" for entry in events_of(tmp_path))
 
 
@@ -120,6 +127,7 @@ def test_a_run_is_sized_in_any_precision(precision, tmp_path):
     figures = {entry["event"]: entry["figures"] for entry in events_of(tmp_path) if "figures" in entry}
     assert figures["assessed"]["share"] < 1
     assert 1 <= figures["resized"]["kept"] <= figures["resized"]["units"]
+    assert_counts_what_is_exported(module, trainer)
     assert torch.isfinite(trainer.callback_metrics["val_loss"])
 
 
