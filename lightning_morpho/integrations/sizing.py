@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import math
+import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -26,7 +26,8 @@ from lightning_morpho.layers import HybridKasminaLayer
 from lightning_morpho.sizing import assess, resize_
 from lightning_morpho.tamiyo import Assessment, Resize, Resizing
 
-BIT = math.log(2)
+NATS = 0.02
+"""A point of a loss on classes: about what it costs to be wrong on one more sample in a hundred, and unsure of it."""
 
 
 class HeldOutSizer:
@@ -103,12 +104,12 @@ class HeldOutSizer:
 
 
 class PointScore:
-    """Held-out error in points: 100 times what is missing to 1 of a logged share, or the loss over that of a point.
+    """Held-out errors in points: of the loss, over that of a point, and 100 times what a logged share lacks to 1.
 
     Args:
         sizer: How to run a step.
         batches: The batches.
-        decision: Which metric, and what a point is.
+        decision: Which metric, and what a point of the loss is.
     """
 
     def __init__(self, sizer: HeldOutSizer, batches: Sequence[Any], decision: Resize) -> None:
@@ -117,29 +118,29 @@ class PointScore:
         self.metric = decision.metric
         self.point = _point(batches) if decision.point == AUTO else float(decision.point)
 
-    def __call__(self) -> float:
-        """The error over all batches of all ranks."""
+    def __call__(self) -> list[float]:
+        """The errors over all batches of all ranks: the share's first, if one is logged, then the loss's."""
         for module in self.sizer.pl_module.modules():
             if isinstance(module, Metric):
                 module.reset()  # these are clones
         metrics: dict[int, Metric] = {}
-        values = [self._of(batch, metrics) for batch in self.batches]
-        for metric in metrics.values():
-            return 100 * (1 - float(metric.compute()))
-        parts = gather_objects([float(value) for value in values])
-        every = [value for part in parts for value in part]
-        return sum(every) / max(1, len(every))
+        rows = [self._of(batch, metrics) for batch in self.batches]
+        computed = [100 * (1 - float(metric.compute())) for metric in metrics.values()][:1]
+        parts = gather_objects([[float(value) for value in row] for row in rows])
+        columns = zip(*(row for part in parts for row in part), strict=True)
+        return computed + [statistics.fmean(column) for column in columns]
 
-    def _of(self, batch: Any, metrics: dict[int, Metric]) -> float | Tensor:
-        """Error of one batch in points; a torchmetrics object that was logged is put aside, to be asked at the end."""
+    def _of(self, batch: Any, metrics: dict[int, Metric]) -> list[float | Tensor]:
+        """Errors of one batch in points; a torchmetrics object that was logged is put aside, to be asked at the end."""
         if self.sizer.loss_fn is not None:
-            return self.sizer._loss(batch) / self.point
+            return [self.sizer._loss(batch) / self.point]
         with self.sizer.trainer.precision_plugin.val_step_context():
             loss, logged = run_validation_step(self.sizer.pl_module, batch, self.sizer.config.monitor)
+        errors = [] if loss is None else [loss / self.point]
         name = _share_name(logged) if self.metric == AUTO else self.metric
         if name is None:
-            assert loss is not None
-            return loss / self.point
+            assert errors, "validation gives neither a loss nor a share"
+            return errors
         if name not in logged:
             raise ValueError(
                 f"`tamiyo.metric` must be logged by `validation_step`, got {name!r}; it logs {sorted(logged)}."
@@ -147,8 +148,8 @@ class PointScore:
         share = logged[name]
         if isinstance(share, Metric):
             metrics[id(share)] = share
-            return math.nan
-        return 100 * (1 - float(share))
+            return errors
+        return [100 * (1 - float(share)), *errors]
 
 
 def _share_name(logged: Mapping[str, Any]) -> str | None:
@@ -157,9 +158,9 @@ def _share_name(logged: Mapping[str, Any]) -> str | None:
 
 
 def _point(batches: Sequence[Any]) -> float:
-    """A point of a loss: 0.01 of the variance of real targets (R² under a squared error), else 0.01 bit."""
+    """A point of a loss: 0.01 of the variance of real targets (R² under a squared error), else 0.02 nats."""
     targets = [batch[-1] for batch in batches if isinstance(batch, (tuple, list)) and isinstance(batch[-1], Tensor)]
     if not targets or not targets[0].is_floating_point():
-        return 0.01 * BIT
+        return NATS
     parts = gather_objects(torch.cat([t.detach().reshape(len(t), -1).double().cpu() for t in targets]))
     return max(0.01 * float(torch.cat(parts).var(0, correction=0).mean()), torch.finfo(torch.float32).tiny)

@@ -19,8 +19,8 @@ from lightning_morpho.tamiyo import Resizing
 
 RIDGE = 1e-3
 
-Score = Callable[[], float]
-"""Held-out error in points, lower is better, equal on every rank; each call sees the same batches."""
+Score = Callable[[], Sequence[float]]
+"""Held-out errors in points, lower is better, equal on every rank; each call sees the same batches."""
 
 
 def resize_(
@@ -32,16 +32,16 @@ def resize_(
     tolerance: float,
     reduce: Callable[[Tensor], Tensor] = lambda flat: flat,
 ) -> list[Resizing]:
-    """Remove the hidden units that the held-out error does not miss, in place, last layer to first.
+    """Remove the hidden units that the held-out errors do not miss, in place, last layer to first.
 
     Of each layer the units are ordered by greedy selection on their covariance; what the dropped ones gave is
     folded into the outgoing weights of the kept ones by ridge least squares, the consumer's bias takes the rest.
-    The fewest units stay with which the error has risen by at most ``tolerance`` since the beginning, of which the
+    The fewest units stay with which no error has risen by more than ``tolerance`` since the beginning, of which the
     i-th of L layers may spend i/L. Dropped units are dead afterwards: exactly zero.
 
     Args:
         layers: The hybrid layers of a model.
-        score: Held-out error; it must run the layers, under ``eval`` and ``no_grad``.
+        score: Held-out errors; it must run the layers, under ``eval`` and ``no_grad``.
         host: Whether the host's own units may go.
         grown: Whether units of live beds may go.
         tolerance: In points, ``>= 0``.
@@ -59,14 +59,15 @@ def resize_(
     for place, (layer, units) in enumerate(seen, 1):
         start = time.perf_counter()
         candidates = _Candidates(layer, units, *_units(layer, host, grown))
-        kept, after = _fewest(candidates, score, before + tolerance * place / len(seen), now)
+        allowed = [error + tolerance * place / len(seen) for error in before]
+        kept, after = _fewest(candidates, score, allowed, now)
         done.append(
             Resizing(
                 layer=layer.name,
                 units=candidates.total,
                 kept=kept,
-                before=now,
-                after=after,
+                before=now[0],
+                after=after[0],
                 seconds=time.perf_counter() - start,
             )
         )
@@ -95,8 +96,8 @@ def _settled(layer: HiddenLayer) -> bool:
 
 def _observe(
     layers: Sequence[HiddenLayer], score: Score, reduce: Callable[[Tensor], Tensor]
-) -> tuple[float, list[Moments]]:
-    """The error, and the moments of each layer's units on the same batches."""
+) -> tuple[Sequence[float], list[Moments]]:
+    """The errors, and the moments of each layer's units on the same batches."""
     moments = [Moments.zero(layer.units) for layer in layers]
     with contextlib.ExitStack() as stack:
         for layer, seen in zip(layers, moments, strict=True):
@@ -197,15 +198,17 @@ def _parameters(reader: Reader) -> list[nn.Parameter]:
     return [*reader.columns.values(), *([] if reader.bias is None else [reader.bias])]
 
 
-def _fewest(candidates: _Candidates, score: Score, allowed: float, now: float) -> tuple[int, float]:
-    """By bisection, the smallest width whose error is allowed, and that error; the present width always is."""
+def _fewest(
+    candidates: _Candidates, score: Score, allowed: Sequence[float], now: Sequence[float]
+) -> tuple[int, Sequence[float]]:
+    """By bisection, the smallest width whose errors are allowed, and those errors; the present width always is."""
     widths, low, high = candidates.widths, 0, len(candidates.widths) - 1
     scores = {high: now}
     while low < high:
         middle = (low + high) // 2
         candidates.try_(widths[middle])
         scores[middle] = score()
-        if scores[middle] <= allowed:
+        if all(error <= most for error, most in zip(scores[middle], allowed, strict=True)):
             high = middle
         else:
             low = middle + 1

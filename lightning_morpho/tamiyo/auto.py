@@ -48,12 +48,13 @@ class AutoSize(Tamiyo):
         until: When to choose the size, in [0, 1], after ``at``. Before the learning rate decays.
         penalty: Share of an optimizer's step by which the norm of a unit's outgoing weights falls, in [0, 1]. Made
             for optimizers whose steps have about the size of the learning rate, such as Adam.
-        tolerance: Rise of the held-out error that narrowing may cost, all layers together, in points, ``>= 0``.
+        tolerance: What narrowing may cost at that moment, all layers together, in points, ``>= 0``: neither the
+            logged share nor the loss may get worse by more.
         explains: Share of the held-out residual that new units must explain, in [0, 1]; 0: always grow.
         metric: What ``validation_step`` logs as a share of 1, such as an accuracy or R²: a point is 0.01 of it.
-            ``"auto"``: the first logged name with ``acc`` or ``r2`` in it, else the loss.
-        point: A point where the loss decides, in loss units, ``> 0``. ``"auto"``: 0.01 of the targets' variance
-            where targets are real numbers, else 0.01 bit.
+            ``"auto"``: the first logged name with ``acc`` or ``r2`` in it; without one the loss alone counts.
+        point: A point of the loss, in its units, ``> 0``; a large one leaves the decision to the share. ``"auto"``:
+            0.01 of the targets' variance where targets are real numbers, else 0.02 nats.
         patience: Where the length of training is unknown: ticks over which the validation loss is compared,
             ``>= 1``.
         min_delta: ... and the relative fall below which it has stalled, ``>= 0``.
@@ -64,7 +65,7 @@ class AutoSize(Tamiyo):
     sizing: Direction = "grow"
     at: float = 0.1
     until: float = 0.5
-    penalty: float = 0.03
+    penalty: float = 0.01
     tolerance: float = 0.5
     explains: float = 0.002
     metric: str = "auto"

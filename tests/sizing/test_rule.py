@@ -27,10 +27,10 @@ from lightning_morpho.sizing import assess, outgoing_weights, resize_, shrink_
 from lightning_morpho.surgery import morph_
 
 
-def run(model: nn.Module, x: Tensor) -> float:
+def run(model: nn.Module, x: Tensor) -> list[float]:
     """A held-out error that never changes."""
     model(x)
-    return 0.0
+    return [0.0]
 
 
 def layers_of(model: nn.Module) -> list[nn.Module]:
@@ -101,8 +101,8 @@ def test_units_that_others_can_say_are_folded_away(name):
     with torch.no_grad():
         target = model(x)
 
-        def score() -> float:
-            return 1e3 * float((model(x) - target).square().mean().sqrt() / target.std())
+        def score() -> list[float]:
+            return [1e3 * float((model(x) - target).square().mean().sqrt() / target.std())]
 
         done = resize_(layers_of(model), score, host=False, grown=True, tolerance=30.0)
     # With few samples the ridge, 0.1 % of a unit's variance, is felt; a tolerance of 3 % of the output covers it.
@@ -123,11 +123,11 @@ def test_no_tolerance_keeps_every_unit_that_counts(host):
     with torch.no_grad():
         target = model(x)
 
-        def score() -> float:
-            return float((model(x) - target).abs().sum() > 1e-3)
+        def score() -> list[float]:
+            return [float((model(x) - target).abs().sum() > 1e-3)]
 
         done = resize_(layers_of(model), score, host=host, grown=True, tolerance=0.0)
-        assert score() == 0.0
+        assert score() == [0.0]
     assert all(entry.kept <= entry.units for entry in done)
     if all(entry.kept == entry.units for entry in done):
         after = model.state_dict()
@@ -152,16 +152,35 @@ def test_the_tolerance_is_spent_from_the_last_layer_to_the_first():
     model, x = grown("mlp")
     layers = hidden_layers(layers_of(model))
 
-    def score() -> float:
+    def score() -> list[float]:
         with torch.no_grad():
             model(x)
             lost = [int((layer.readers[0].columns[0].abs().flatten(1).sum(0) == 0).sum()) for layer in layers]
-        return float(sum(lost))
+        return [float(sum(lost))]
 
     done = resize_(layers_of(model), score, host=False, grown=True, tolerance=4.0)
     assert [entry.layer for entry in done] == ["4", "2"]
     assert done[0].after <= 2.0
     assert done[1].after <= 4.0
+
+
+def test_every_error_must_stay_within_the_tolerance():
+    """An accuracy may not notice what the loss does; the stricter of the two decides."""
+    kept = []
+    for strict in (0, 1):
+        model, x = grown("mlp")
+        layer = hidden_layers(layers_of(model))[0]
+
+        def score(model=model, x=x, layer=layer, strict=strict) -> list[float]:
+            with torch.no_grad():
+                model(x)
+            lost = float((layer.readers[0].columns[0].abs().flatten(1).sum(0) == 0).sum())
+            return [lost / 4, lost][:: 1 - 2 * strict]
+
+        done = resize_(layers_of(model), score, host=False, grown=True, tolerance=2.0)
+        kept.append([entry.kept for entry in done])
+        assert score()[1 - strict] <= 2.0
+    assert kept[0] == kept[1]
 
 
 # ------------------------------------------------------------------------------------------ dead units
