@@ -136,7 +136,7 @@ class PointScore:
             return [self.sizer._loss(batch) / self.point]
         with self.sizer.trainer.precision_plugin.val_step_context():
             loss, logged = run_validation_step(self.sizer.pl_module, batch, self.sizer.config.monitor)
-        errors = [] if loss is None else [loss / self.point]
+        errors: list[float | Tensor] = [] if loss is None else [loss / self.point]
         name = _share_name(logged) if self.metric == AUTO else self.metric
         if name is None:
             assert errors, "validation gives neither a loss nor a share"
