@@ -3,6 +3,7 @@
 python benchmarks/growth.py --suite quick
 python benchmarks/growth.py --suite full --data DIR [--shard 0/4] [--workers 16] [--minutes 9]
 python benchmarks/growth.py --suite full --data DIR --tasks fashion_resnet python_gpt --device cuda --workers 4
+python benchmarks/growth.py --merge SHARD.jsonl ...
 python benchmarks/growth.py --report
 
 `growth_plan.json` says which arm runs on which task, with which widths, rates and seeds; `growth_run.py` what an arm
@@ -18,6 +19,7 @@ import multiprocessing
 import time
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -136,8 +138,16 @@ def chosen(options: argparse.Namespace) -> Iterator[Job]:
     shard, of = map(int, options.shard.split("/"))
     done = {key(entry) for entry in read(options.json)}
     for i, job in enumerate(jobs(options.suite)):
-        if i % of == shard and key(job) not in done and (not options.tasks or job["task"] in options.tasks):
+        named = not options.tasks or job["task"] in options.tasks
+        meant = not options.arms or any(fnmatch(job["arm"], pattern) for pattern in options.arms)
+        if i % of == shard and key(job) not in done and named and meant:
             yield job
+
+
+def merge(paths: Sequence[Path]) -> None:
+    """Put runs of several files into the first; where a run is in several, the last file counts."""
+    found = {key(run): run for path in paths for run in read(path)}
+    paths[0].write_text("".join(json.dumps(run) + "\n" for run in found.values()))
 
 
 def main() -> None:
@@ -145,18 +155,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--suite", choices=[*PLAN["suites"]], default="quick")
     parser.add_argument("--tasks", nargs="+", choices=[*TASKS], help="these tasks alone")
+    parser.add_argument("--arms", nargs="+", help="arms that match one of these patterns alone, such as 'onward*'")
     parser.add_argument("--data", type=Path, default=HERE / "data")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--shard", default="0/1", help="i/n: every n-th run, from the i-th on")
     parser.add_argument("--json", type=Path, default=RESULTS, help="where runs are written and looked for")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--minutes", type=float, default=float("inf"), help="start no further run after that")
+    parser.add_argument("--merge", type=Path, nargs="+", help="put these files' runs into `--json`")
     parser.add_argument("--report", action="store_true", help="write docs/evidence from the runs that are there")
     options = parser.parse_args()
     if options.report:
         from growth_report import write_report
 
         write_report(read(options.json), HERE.parent / "docs" / "evidence")
+        return
+    if options.merge:
+        merge([options.json, *options.merge])
         return
     end = time.monotonic() + 60 * options.minutes
     missing = list(chosen(options))
