@@ -31,11 +31,11 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
-from growth_lab import Split, accuracy, context, interval, train, wsd
 from mnist1d.data import get_dataset_args, make_dataset
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from growth_lab import Split, accuracy, context, interval, train, wsd
 from lightning_morpho import BlueprintConfig, MorphoCallback, Probation, TelemetryConfig, hybrid_layers
 
 SEEDS = range(8)

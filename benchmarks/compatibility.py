@@ -19,10 +19,10 @@ from typing import Any
 
 import lightning as L
 import torch
-from architectures import ARCHITECTURES, Task, data
 from lightning.pytorch.callbacks import EMAWeightAveraging
 from torch import Tensor
 
+from architectures import ARCHITECTURES, Task, data
 from lightning_morpho import (
     BlueprintConfig,
     LifecycleConfig,

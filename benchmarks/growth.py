@@ -4,7 +4,7 @@ python benchmarks/growth.py --suite quick
 python benchmarks/growth.py --suite full --data DIR [--shard 0/4] [--workers 16] [--minutes 9]
 python benchmarks/growth.py --suite full --data DIR --tasks fashion_resnet python_gpt --device cuda --workers 4
 python benchmarks/growth.py --merge SHARD.jsonl ...
-python benchmarks/growth.py --report
+python benchmarks/growth.py --report [FOLDER]
 
 `growth_plan.json` says which arm runs on which task, with which widths, rates and seeds; `growth_run.py` what an arm
 is. Each run is one line of `--json`; a line that is there is not run again, so a suite that was stopped goes on.
@@ -24,12 +24,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
 from growth_run import Arm, Job, host_path, run
 from growth_tasks import TASKS, Task
 
 HERE = Path(__file__).parent
 PLAN: dict[str, Any] = json.loads((HERE / "growth_plan.json").read_text())
 RESULTS = HERE / "results" / "growth.jsonl"
+PAGE = HERE.parent / "docs" / "evidence"
+GROMO = HERE / "results" / "gromo.json"
 HOSTS = HERE / "results" / "local" / "hosts"
 
 
@@ -163,12 +166,14 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--minutes", type=float, default=float("inf"), help="start no further run after that")
     parser.add_argument("--merge", type=Path, nargs="+", help="put these files' runs into `--json`")
-    parser.add_argument("--report", action="store_true", help="write docs/evidence from the runs that are there")
+    parser.add_argument("--report", type=Path, nargs="?", const=PAGE, help="write a page from the runs that are there")
     options = parser.parse_args()
     if options.report:
         from growth_report import write_report
 
-        write_report(read(options.json), HERE.parent / "docs" / "evidence")
+        gromo = json.loads(GROMO.read_text()) if GROMO.exists() else None
+        verdict = (HERE / "growth_verdict.md").read_text() if options.report == PAGE else ""
+        write_report(read(options.json), gromo, options.report, verdict)
         return
     if options.merge:
         merge([options.json, *options.merge])

@@ -28,10 +28,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from growth_lab import context, interval, wsd
-from growth_tasks import TASKS, Split, Task
 from torch import nn
 
+from growth_lab import context, interval, wsd
+from growth_tasks import TASKS, Split, Task
 from lightning_morpho import (
     BlueprintConfig,
     GrowthEngine,

@@ -9,11 +9,13 @@ An arm is a name, a width where it needs one, and `@steps` where it trains for a
 - `uniform`, `random`, `periodic`: as auto, filled to the budget in one round at 15 %, or in four parts at random ticks
   and layers, or in four parts in turn, without sizing;
 - `round25`: starts at `host`, one round at 35 % to that width;
-- `onward12@330`: a net of `host` units that was trained before, grown to that width, goes on for that many steps.
+- `onward12@330`: a net of `host` units that was trained before goes on for that many steps, grown to that width at the
+  first tick, after 5 % of them.
 """
 
 from __future__ import annotations
 
+import math
 import re
 import time
 from collections.abc import Iterator
@@ -24,11 +26,11 @@ from typing import Any
 
 import lightning as L
 import torch
-from growth_tasks import Split, Task
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
+from growth_tasks import Split, Task
 from lightning_morpho import (
     AllAtStart,
     AutoSize,
@@ -178,13 +180,16 @@ class Recorder(L.Callback):
     one, at the largest moment; dormant parameters count once.
 
     Attributes:
-        curve: Training FLOPs in units of 1e9, seconds, validation and test points.
+        curve: Training FLOPs in units of 1e9, seconds, validation and test points, at every other moment.
+        best: Validation and test points where the validation points are best.
         jumps: By how much the validation loss rises in ticks that grow or cut the net.
     """
 
     def __init__(self, net: nn.Module, task: Task, steps: int) -> None:
         self.net, self.task, self.every = net, task, max(1, steps // LOOKS)
         self.curve: list[list[float]] = []
+        self.best = [-math.inf, -math.inf]
+        self._looks = 0
         self.jumps: dict[str, list[float]] = {"growth": [], "cut": []}
         self.flops = self.memory = self.trained = self.seconds = self.loss = 0.0
         self.live = -1
@@ -238,8 +243,11 @@ class Recorder(L.Callback):
         out, y = outputs(self.net, self.task.splits[1])
         self.loss = float(self.task.measure.loss(out, y))
         test = self.task.measure.points(*outputs(self.net, self.task.splits[2]))
-        point = [self.flops / 1e9, self.seconds, self.task.measure.points(out, y), test]
-        self.curve.append([float(f"{value:.6g}") for value in point])
+        points = [round(self.task.measure.points(out, y), 2), round(test, 2)]
+        self.best = max(self.best, points, key=lambda found: found[0])
+        self._looks += 1
+        if self._looks % 2 == 0:
+            self.curve.append([*(float(f"{spent:.4g}") for spent in (self.flops / 1e9, self.seconds)), *points])
 
     def jumped(self, kind: str) -> None:
         """Note by how much the validation loss has risen since the last look."""
@@ -312,8 +320,6 @@ def run(job: Job, task: Task, plan: dict[str, Any], hosts: Path, device: str = "
     if arm.kind == "onward":
         net.load_state_dict(torch.load(host_path(job, hosts)))
     module = Module(task, net, job["rate"], steps)
-    if arm.kind == "onward":
-        module.example_input_array = task.splits[0][0][:8]  # pairs are confirmed before the first step
     grows = arm.kind != "static" and arm.number != job["host"]
     morpho = callback(arm, job, task, steps).bind(module.recorder) if grows else None
     fit(module, task, morpho, plan["batch"], steps, seed, device)
@@ -370,6 +376,7 @@ def results(module: Module, task: Task, device: str, host: int, steps: int) -> J
         "trained": round(host + recorder.trained / steps),
         "gflops": float(f"{recorder.flops / 1e9:.6g}"),
         "memory": int(recorder.memory),
+        "best": recorder.best,
         "curve": recorder.curve,
     }
 

@@ -20,9 +20,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from growth_nets import CONTEXT, GPT, conv_net, deep_with_narrow, mlp, resnet
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, mse_loss
+
+from growth_nets import CONTEXT, GPT, conv_net, deep_with_narrow, mlp, resnet
 
 Split = tuple[Tensor, Tensor]
 
