@@ -6,8 +6,8 @@ python benchmarks/growth.py --suite full --data DIR --tasks fashion_resnet pytho
 python benchmarks/growth.py --merge SHARD.jsonl ...
 python benchmarks/growth.py --report [FOLDER]
 
-`growth_plan.json` says which arm runs on which task, with which widths, rates and seeds; `growth_run.py` what an arm
-is. Each run is one line of `--json`; a line that is there is not run again, so a suite that was stopped goes on.
+`growth_plan.json` says which arm runs on which task, with which widths, rates and seeds; `growth_arms.py` what an
+arm is. Each run is one line of `--json`; a line that is there is not run again, so a suite that was stopped goes on.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from typing import Any
 
 import torch
 
-from growth_run import Arm, Job, host_path, run
+from growth_arms import Arm, Job
+from growth_run import host_path, run
 from growth_tasks import TASKS, Task
 
 HERE = Path(__file__).parent

@@ -13,11 +13,11 @@ TEXT = """## What a run costs
 
 Static nets of the reference, the best and the widest width beside the arms that grow. *Mean over FLOPs, over seconds*:
 the area under test points (10 looks a run) up to the largest total of the task's rows, divided by it; a run that ends
-earlier keeps its last points. FLOPs are counted by torch, those of the forward pass times three. Seconds are those of
-one CPU core (ResNet and GPT: a shared H200), validation and ticks included; *in ticks*: the share of deciding, judging
-and cutting. MiB: parameters (dormant ones too), gradients, Adam's moments and what the forward pass keeps, at the
-largest moment. *Loss jump*: rise of the validation loss in the tick, the largest of all runs at growth, the mean at the
-cut.
+earlier keeps its last points. FLOPs are counted by torch, those of the forward pass times three. Seconds are processor
+time of one core (ResNet and GPT: time on the wall, on a shared H200), validation and ticks included; *in ticks*: the
+share of deciding, judging and cutting. MiB: parameters (dormant ones too), gradients, Adam's moments and what the
+forward pass keeps, at the largest moment. *Loss jump*: rise of the validation loss in the tick, the largest of all runs
+at growth, the mean at the cut.
 
 """
 

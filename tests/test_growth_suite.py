@@ -14,10 +14,12 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
 import growth  # noqa: E402
+from growth_arms import Arm  # noqa: E402
 from growth_costs import area  # noqa: E402
+from growth_recorder import Recorder  # noqa: E402
 from growth_report import write_report  # noqa: E402
 from growth_results import Results  # noqa: E402
-from growth_run import Arm, Recorder, run  # noqa: E402
+from growth_run import run  # noqa: E402
 from growth_tasks import CLASSES, TASKS, Task  # noqa: E402
 
 PLAN = {"steps": 20, "batch": 16}
