@@ -18,8 +18,10 @@ from __future__ import annotations
 
 import argparse
 import copy
+import itertools
 import json
 import logging
+import multiprocessing
 import statistics
 import time
 import warnings
@@ -38,7 +40,7 @@ from torch.utils.data import DataLoader
 from growth_lab import Split, accuracy, context, interval, train, wsd
 from lightning_morpho import BlueprintConfig, MorphoCallback, Probation, TelemetryConfig, hybrid_layers
 
-SEEDS = range(8)
+SEEDS = 8
 RATES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 SHIFTS = ("classes", "inverted", "reversed")
 SIZES = (400, 3000)
@@ -205,40 +207,64 @@ ARMS: dict[str, Callable[..., Adaptation]] = {
 }
 
 
-def cells(shifts: tuple[str, ...], arms: list[str]) -> Iterator[tuple[str, int, int, str]]:
-    """Shift, size, rank and arm; the output layer has no rank, so it runs once."""
-    for shift in shifts:
-        for size in SIZES:
-            for rank in RANKS:
-                yield from ((shift, size, rank, arm) for arm in arms if arm != "head" or rank == RANKS[0])
+def keys(shifts: tuple[str, ...], arms: list[str]) -> Iterator[str]:
+    """Shift, size, rank, arm and rate; the output layer has no rank, so it runs once."""
+    for shift, size, rank in itertools.product(shifts, SIZES, RANKS):
+        for arm in arms:
+            if arm != "head" or rank == RANKS[0]:
+                yield from (f"{shift} {size} rank{rank} {arm} {rate:g}" for rate in RATES)
 
 
-def run(path: Path, arms: list[str], seeds: range, shifts: tuple[str, ...]) -> None:
-    """All runs that the file does not hold yet; it is written after each cell."""
+def adapt(job: tuple[str, int]) -> tuple[str, list[dict[str, Any]]]:
+    """One arm in one setting at one rate, all seeds."""
+    key, seeds = job
+    shift, size, rank, arm, rate = key.split()
+    data, rows = parts(shift), []
+    for seed in range(seeds):
+        host = copy.deepcopy(_HOSTS[origin(shift), seed])
+        module = ARMS[arm](host, int(rank.removeprefix("rank")), float(rate), data, int(size), seed)
+        rows.append({name: accuracy(module.net, data[name]) for name in ("val", "test")} | {"added": module.added})
+    return key, rows
+
+
+def run(path: Path, arms: list[str], seeds: int, shifts: tuple[str, ...], workers: int) -> None:
+    """All runs that the file does not hold yet; it is written after each rate of an arm."""
     results = json.loads(path.read_text()) if path.exists() else {"runs": {}, "hosts": {}}
     start = time.perf_counter()
-    for shift, size, rank, arm in cells(shifts, arms):
-        data = parts(shift)
-        for rate in RATES:
-            key = f"{shift} {size} rank{rank} {arm} {rate:g}"
-            if len(results["runs"].get(key, ())) >= len(seeds):
-                continue
-            rows = []
-            for seed in seeds:
-                host = host_of(shift, seed)
-                results["hosts"].setdefault(f"{shift} {seed}", accuracy(host, data["test"]))
-                module = ARMS[arm](copy.deepcopy(host), rank, rate, data, size, seed)
-                scores = {name: accuracy(module.net, data[name]) for name in ("val", "test")}
-                rows.append(scores | {"added": module.added})
+    fork = multiprocessing.get_context("fork")
+    wanted = sorted({(origin(shift), seed) for shift in shifts for seed in range(seeds)})
+    samples()  # once, before the processes part
+    with fork.Pool(workers, quiet) as pool:
+        _HOSTS.update(zip(wanted, pool.map(train_host, wanted), strict=True))
+    for shift, seed in itertools.product(shifts, range(seeds)):
+        results["hosts"][f"{shift} {seed}"] = accuracy(_HOSTS[origin(shift), seed], parts(shift)["test"])
+    missing = [(key, seeds) for key in keys(shifts, arms) if len(results["runs"].get(key, ())) < seeds]
+    with fork.Pool(workers, quiet) as pool:
+        for key, rows in pool.imap_unordered(adapt, missing):
             results["runs"][key] = rows
-        write(path, results | context(start))
-        print(f"{shift} {size} rank {rank} {arm}: {time.perf_counter() - start:.0f} s", flush=True)
+            write(path, results | context(start))
+            print(f"{key}: {time.perf_counter() - start:.0f} s", flush=True)
 
 
-@cache
-def host_of(shift: str, seed: int) -> nn.Module:
-    """The host before it is adapted, trained once."""
-    return trained_host("classes" if shift == "classes" else "all", seed)
+_HOSTS: dict[tuple[str, int], nn.Module] = {}
+
+
+def origin(shift: str) -> str:
+    """What the host has learnt: the first five classes, or all."""
+    return "classes" if shift == "classes" else "all"
+
+
+def train_host(job: tuple[str, int]) -> nn.Module:
+    """The host before it is adapted."""
+    return trained_host(*job)
+
+
+def quiet() -> None:
+    """In each process: one thread, and nothing that Lightning says at each start."""
+    torch.set_num_threads(1)
+    warnings.filterwarnings("ignore")
+    for name in ("lightning.pytorch", "lightning.fabric", "lightning_morpho"):
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def write(path: Path, results: dict[str, Any]) -> None:
@@ -295,16 +321,13 @@ def main() -> None:
     parser.add_argument("--table", type=Path, help="print the table of a finished file")
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=["preset", "uniform", "head"])
     parser.add_argument("--shifts", nargs="+", choices=SHIFTS, default=list(SHIFTS))
-    parser.add_argument("--seeds", type=int, default=len(SEEDS))
+    parser.add_argument("--seeds", type=int, default=SEEDS)
+    parser.add_argument("--workers", type=int, default=1)
     arguments = parser.parse_args()
     if arguments.table:
         print(table(arguments.table))
         return
-    torch.set_num_threads(1)
-    warnings.filterwarnings("ignore")
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    run(arguments.json, arguments.arms, range(arguments.seeds), tuple(arguments.shifts))
+    run(arguments.json, arguments.arms, arguments.seeds, tuple(arguments.shifts), arguments.workers)
     print(table(arguments.json))
 
 

@@ -9,7 +9,8 @@ from typing import Any
 from growth_costs import costs
 from growth_gromo import table
 from growth_hosts import going_on, size_given
-from growth_results import Results, Run, mean
+from growth_pictures import draw
+from growth_results import Results, Run
 from growth_tables import headline, placement, ranks, tolerances, whether
 
 TEXT = """# Does growing pay?
@@ -36,35 +37,8 @@ three, 12 random seeds.
 """
 
 
-def picture(results: Results, tasks: Sequence[str], path: Path) -> None:
-    """Test points against parameters: static widths as a line, grown and shrunk nets as marks."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    columns = 3
-    figure, axes = pyplot.subplots(-(-len(tasks) // columns), columns, figsize=(10, 2.6 * -(-len(tasks) // columns)))
-    for axis in axes.flat[len(tasks) :]:
-        axis.axis("off")
-    for axis, task in zip(axes.flat, tasks, strict=False):
-        static = results.widths(task).values()
-        points = [mean(runs, "test") for runs in static]
-        axis.plot([mean(runs, "parameters") for runs in static], points, ".-", color="0.5", label="static")
-        for arm, mark in (("auto", "*"), ("shrink", "v")):
-            runs = results.arm(task, arm)
-            if runs:
-                axis.plot(mean(runs, "parameters"), mean(runs, "test"), mark, markersize=9, label=arm)
-        axis.set(xscale="log", title=task, ylim=(max(points) - 8, max(points) + 1))
-    axes.flat[1].legend(fontsize=8)
-    figure.supxlabel("parameters")
-    figure.supylabel("test points")
-    figure.tight_layout()
-    figure.savefig(path, dpi=90)
-
-
 def write_report(runs: Sequence[Run], gromo: Mapping[str, Any] | None, folder: Path, verdict: str = "") -> None:
-    """Write ``README.md`` and ``growth.png``.
+    """Write ``README.md`` and its pictures.
 
     Args:
         runs: The results file.
@@ -90,5 +64,4 @@ def write_report(runs: Sequence[Run], gromo: Mapping[str, Any] | None, folder: P
     hours = sum(run["seconds"] for run in runs) / 3600
     head = TEXT.format(count=len(runs), seconds=hours, comparisons=results.comparisons)
     (folder / "README.md").write_text(head + "".join(body), encoding="utf-8")
-    if sized:
-        picture(results, sized, folder / "growth.png")
+    draw(results, sized, folder)

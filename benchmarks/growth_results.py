@@ -28,12 +28,12 @@ class Results:
             self._runs[run["task"], run["arm"]][run["rate"]][run["seed"]] = run
 
     def arm(self, task: str, arm: str) -> list[Run]:
-        """The runs of an arm at its best rate, by random seed; empty if it did not run.
+        """The runs of an arm at its best rate, by random seed; empty if it did not run with two of them.
 
         A rate with fewer seeds than another is left out: the sweep has not reached its end there.
         """
         made = list(self.rates(task, arm).values())
-        seeds = max(map(len, made), default=0)
+        seeds = max((2, *map(len, made)))
         return max((runs for runs in made if len(runs) == seeds), key=lambda runs: mean(runs, "val"), default=[])
 
     def rates(self, task: str, arm: str) -> dict[float, list[Run]]:
