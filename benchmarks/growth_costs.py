@@ -73,7 +73,9 @@ def costs(results: Results) -> str:
         "at the cut",
         "seeds culled",
     )
-    return TEXT + table(head, rows) + "\n"
+    if not rows:
+        return ""
+    return TEXT + table(head, rows) + "\n![Test points against training FLOPs](curves.png)\n\n"
 
 
 def task_costs(results: Results, task: str) -> list[list[str]]:
