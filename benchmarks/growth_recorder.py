@@ -103,6 +103,10 @@ class Recorder(L.Callback):
         if self._looks % 2 == 0:
             self.curve.append([*(float(f"{spent:.4g}") for spent in (self.flops / 1e9, self.seconds)), *points])
 
+    def pause(self, seconds: float) -> None:
+        """Leave out time that was spent on looking."""
+        self._began += seconds
+
     def jumped(self, kind: str) -> None:
         """Note by how much the validation loss has risen since the last look."""
         out, y = outputs(self.net, self.task.splits[1])

@@ -108,6 +108,7 @@ class Timed(MorphoCallback):
     """Counts the seconds in ticks, and has the recorder look again where a tick has changed the net."""
 
     seconds = 0.0
+    sized: Any = None
 
     def bind(self, recorder: Recorder) -> Timed:
         """Tell the recorder how much is in training."""
@@ -115,19 +116,26 @@ class Timed(MorphoCallback):
         recorder.live_parameters = lambda: 0 if self.engine is None else self.engine.live_parameters  # type: ignore[method-assign]
         return self
 
-    def _tick(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
         assert self.engine is not None
-        seeds, sized = len(self.engine.records), self.engine.state_dict()["resizings"]
+        ticks, seeds = self.engine.ticks, len(self.engine.records)
         start = self.recorder.clock()
-        super()._tick(trainer, pl_module)
-        spent = self.recorder.clock() - start
-        self.seconds += spent
-        pause = self.recorder.clock()
-        if len(self.engine.records) > seeds:
+        super().on_train_batch_end(trainer, pl_module, *args)
+        end = self.recorder.clock()
+        if self.engine.ticks > ticks:
+            self.seconds += end - start
+            self.look_again(grown=len(self.engine.records) > seeds)
+            self.recorder.pause(self.recorder.clock() - end)
+
+    def look_again(self, *, grown: bool) -> None:
+        """Note what a tick did to the validation loss."""
+        assert self.engine is not None
+        sized = self.engine.state_dict()["resizings"]
+        if grown:
             self.recorder.jumped("growth")
-        if self.engine.state_dict()["resizings"] != sized:
+        if sized != self.sized:
             self.recorder.jumped("cut")
-        self.recorder._began += self.recorder.clock() - pause
+        self.sized = sized
 
 
 def host_path(job: Job, folder: Path) -> Path:
