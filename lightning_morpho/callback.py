@@ -7,7 +7,6 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
-from rich.console import Console
 from torch.optim import Optimizer
 from typing_extensions import override
 
@@ -45,7 +44,6 @@ from lightning_morpho.optim import adopt_plain_state
 from lightning_morpho.run_config import RunConfig
 from lightning_morpho.surgery import EligibilityReport, hybrid_layers, morph_
 from lightning_morpho.tamiyo import Tamiyo
-from lightning_morpho.telemetry import seed_table
 
 
 @named_arguments
@@ -322,8 +320,7 @@ class MorphoCallback(Callback):
         """Say how the fit ended, and print the table of seeds."""
         if self._run is not None:
             self._run.end("finished")
-            if self.run_config.telemetry.table and trainer.is_global_zero:
-                Console().print(seed_table(self._run.engine.records))
+            self._run.print_table()
 
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:

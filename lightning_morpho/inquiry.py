@@ -22,7 +22,7 @@ from lightning_morpho.tamiyo import (
     Try,
 )
 from lightning_morpho.tamiyo.observation import Group, SeedKey
-from lightning_morpho.telemetry.events import Finding
+from lightning_morpho.telemetry.events import Finding, FindingKind
 from lightning_morpho.telemetry.field_reports import TrialCost
 
 Measurer = Callable[[Sequence[SeedKey], Sequence[Group]], list[Measurement]]
@@ -158,7 +158,7 @@ class Inquiry:
             self._tell(observation, "tried", ", ".join(tried.place), figures, text)
         return replace(observation, trials=results)
 
-    def _tell(self, now: Observation, kind: str, layer: str, figures: Mapping[str, float], text: str) -> None:
+    def _tell(self, now: Observation, kind: FindingKind, layer: str, figures: Mapping[str, float], text: str) -> None:
         self._on_event(Finding(tick=now.tick, step=now.step, kind=kind, layer=layer, figures=figures, text=text))
 
     def state_dict(self) -> dict[str, Any]:

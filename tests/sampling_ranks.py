@@ -9,7 +9,7 @@ from torch import nn
 
 from lightning_morpho import BlueprintConfig, HybridKasminaLayer, LayersConfig, MorphoConfig
 from lightning_morpho.integrations import gather_objects
-from lightning_morpho.telemetry import Sampler
+from lightning_morpho.telemetry import LayerGrowth, RunGrowth, Sampler, SeedCredit, SeedStates
 
 SIZES = {0: {"a": (5, 3), "b": (4,)}, 1: {"a": (7,), "b": ()}}  # rank -> layer -> positions of each batch
 
@@ -38,7 +38,21 @@ def sample(ranks: list[int]) -> dict[str, torch.Tensor]:
                 sampler.close()
                 optimizer.zero_grad()
     sampler.collect(gather_objects)
-    return {f"{n}/{key}": values for n, layer in made.items() for key, values in layer.morpho.health.items()}
+    found = {f"{n}/{key}": values for n, layer in made.items() for key, values in layer.morpho.health.items()}
+    return found | growth(made, ranks)
+
+
+def growth(made: dict[str, HybridKasminaLayer], ranks: list[int]) -> dict[str, torch.Tensor]:
+    """What the metrics of growth say, which all ranks see alike, and of credit, which each sees in data of its own."""
+    states, layer, run, credit = SeedStates(2), LayerGrowth(), RunGrowth(100), SeedCredit()
+    states.update(made["a"])
+    layer.update(made["a"])
+    run.update(made)
+    for rank in ranks:
+        losses = torch.rand(3 + rank, 2, generator=torch.Generator().manual_seed(rank))
+        credit.update(*losses.unbind(1))
+    metrics = {"states": states, "layer": layer, "run": run, "credit": credit}
+    return {f"{of}/{name}": value for of, m in metrics.items() for name, value in m.compute().items()}
 
 
 if __name__ == "__main__":

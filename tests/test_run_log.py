@@ -81,7 +81,8 @@ def test_credit_is_that_of_the_seeds_in_place_and_null_before_it_was_measured(ru
     assert ticks[0]["run"]["return_per_parameter"] is None
     kept = [record["figures"] for record in of(lines, "end")[0]["seeds"] if record["stage"] == "FOSSILIZED"]
     assert kept
-    credit = sum(f["rise"] / (1 + f["judged_with"]) for f in kept)
+    assert all(f["judged_with"] == 0 or "joint" in f for f in kept)
+    credit = sum(f.get("joint", f["rise"]) / (1 + f["judged_with"]) for f in kept)
     assert sum(layer["values"]["credit"] or 0 for layer in ticks[-1]["layers"].values()) == pytest.approx(credit)
 
 

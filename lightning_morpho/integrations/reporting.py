@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import rich
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
@@ -16,11 +17,19 @@ from lightning_morpho.config import TelemetryConfig
 from lightning_morpho.engine import GrowthEngine
 from lightning_morpho.integrations.description import describe_model
 from lightning_morpho.integrations.loggers import LAYOUT, RichLoggers
-from lightning_morpho.integrations.progress import GrowthOnBar
+from lightning_morpho.integrations.progress import GrowthOnBar, above_the_bar
 from lightning_morpho.integrations.ranks import gather_objects
 from lightning_morpho.layers import HybridKasminaLayer
 from lightning_morpho.rollout import RolloutChange
-from lightning_morpho.telemetry import EVENTS_FILE, AnyEvent, Restored, Sampler, SeedRecord, append_event
+from lightning_morpho.telemetry import (
+    EVENTS_FILE,
+    AnyEvent,
+    Restored,
+    Sampler,
+    SeedRecord,
+    append_event,
+    seed_table,
+)
 from lightning_morpho.telemetry.figures import (
     LayerFigures,
     credit_of,
@@ -31,7 +40,7 @@ from lightning_morpho.telemetry.figures import (
 )
 from lightning_morpho.telemetry.lines import event_lines
 from lightning_morpho.telemetry.run_log import FORMAT, METRICS_FILE, RunLog
-from lightning_morpho.telemetry.series import histograms, scalar_series, seed_map, seed_map_key
+from lightning_morpho.telemetry.series import histograms, scalar_series, seed_map, seed_map_key, top_seeds_text
 
 MOST_LIVE = 32
 MOST_RECORDS = 1000
@@ -91,6 +100,7 @@ class Reporter:
         self._rich = RichLoggers(trainer.loggers if rich else [])
         self._rich.give("layout", LAYOUT)
         self._drawn = b""
+        self._top = ""
 
     def collect(self) -> None:
         """Begin a tick: give the layers the statistics since the last one, over all ranks."""
@@ -138,7 +148,7 @@ class Reporter:
             self.write(event.to_dict(epoch=self.trainer.current_epoch))
         for line in event_lines(self._events):
             self._say(line)
-            self._bar.tell(self.trainer.global_step, line)
+        self._bar.tell(self.trainer.global_step, self._events)
         self._events.clear()
 
     def tell_rollout(self, change: RolloutChange | None, tick: int) -> None:
@@ -186,8 +196,7 @@ class Reporter:
         )
         if self._log.path is not None:
             self._write_tick(engine, figures, run)
-        counts = {name: int(run[f"seeds_{name}"]) for name in ("dormant", "live", "fossilized", "recovering")}
-        self._bar.show(live=counts["live"], kept=counts["fossilized"], seeds=sum(counts.values()))
+        self._bar.show(live=int(run["seeds_live"]), kept=int(run["seeds_fossilized"]))
         if self._config.log:
             series = scalar_series(figures, run, engine.records, self._config.level)
             monitored = {name: series.pop(name) for name in MONITORED}
@@ -219,8 +228,12 @@ class Reporter:
                 logger.log_metrics(series | {"epoch": self.trainer.current_epoch}, self._step)
 
     def _draw(self, figures: list[LayerFigures], records: Sequence[SeedRecord]) -> None:
-        """Histograms, and the map of seeds if it changed."""
+        """Histograms; the best seeds and the map of all if they changed."""
         step = self._step
+        top = top_seeds_text(figures)
+        if top != self._top:
+            self._top = top
+            self._rich.give("text", "morpho/top_seeds", top, step)
         if self._rich.takes("histogram"):
             for name, values in histograms(figures).items():
                 self._rich.give("histogram", name, values, step)
@@ -253,11 +266,18 @@ class Reporter:
         columns = ("layer", "chunk", "generation", "blueprint", "born_step", "stage")
         rows = [[*(getattr(r, name) for name in columns), *credit_of(r), r.reason] for r in records]
         if rows:
-            names = [*columns, "credit", "credit_lower", "reason"]
+            names = [*columns, "credit", "credit_lower", "credit_upper", "reason"]
             self._rich.give("table", "morpho/seeds", names, rows, self._step)
+
+    def print_table(self, records: Sequence[SeedRecord]) -> None:
+        """Print the table of seeds, if it is wanted."""
+        if self._config.table and self.trainer.is_global_zero:
+            with above_the_bar():
+                rich.get_console().print(seed_table(records))
 
     def _write(self, kind: str, ticks: int, **content: Any) -> None:
         self._log.write(kind, tick=ticks, step=self.trainer.global_step, epoch=self.trainer.current_epoch, **content)
 
     def _say(self, text: str) -> None:
-        rank_zero_info(f"morpho: step {self.trainer.global_step}: {text}")
+        with above_the_bar():
+            rank_zero_info(f"morpho: step {self.trainer.global_step}: {text}")

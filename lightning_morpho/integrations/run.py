@@ -146,6 +146,10 @@ class GrowthRun:
         self.tell_metrics()
         self._reporter.end(self.engine, outcome)
 
+    def print_table(self) -> None:
+        """Print the table of seeds, if it is wanted."""
+        self._reporter.print_table(self.engine.records)
+
     def close(self) -> None:
         """Let go of layers, optimizers and progress bar."""
         self._pairs.stop()

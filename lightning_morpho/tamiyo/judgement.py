@@ -211,7 +211,7 @@ class _Verdicts:
 
     def _together(self, group: _Group) -> list[Decision]:
         joint = self.evidence.joint(group.seeds)
-        who = "judged with " + ", ".join(f"{layer}[{chunk}]" for layer, chunk in group.seeds)
+        who = "judged with " + _names(group.seeds)
         if joint is None:
             return [d for u in group.units for d in _all(Defer, u, f"not measured together yet, {who}", _figures(u))]
         strongest = max(group.interactions, key=lambda b: abs(b.mean)).mean
@@ -242,6 +242,12 @@ class _Verdicts:
                 yield from _all(Cull, u, f"the group does without it, {who}", figures[u.seeds])
             else:
                 yield from _all(Defer, u, f"judged again when the least has gone, {who}", figures[u.seeds])
+
+
+def _names(seeds: Sequence[SeedKey], most: int = 4) -> str:
+    """The first of some seeds by name, and how many more there are."""
+    more = [f"{len(seeds) - most} more"] if len(seeds) > most else []
+    return ", ".join([*(f"{layer}[{chunk}]" for layer, chunk in seeds[:most]), *more])
 
 
 def _feeds(one: Measurement, other: Measurement) -> bool:

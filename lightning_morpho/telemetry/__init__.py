@@ -12,6 +12,7 @@ from lightning_morpho.telemetry.events import (
     append_event,
     read_events,
 )
+from lightning_morpho.telemetry.growth import LayerGrowth, RunGrowth, SeedCredit, SeedStates
 from lightning_morpho.telemetry.metrics import ChunkCorrelation, ChunkGradients, ChunkStatistics, ForwardTime
 from lightning_morpho.telemetry.report import write_report
 from lightning_morpho.telemetry.sampling import Sampler
@@ -26,14 +27,18 @@ __all__ = [
     "Event",
     "Finding",
     "ForwardTime",
+    "LayerGrowth",
     "Notice",
     "AnyEvent",
     "Refusal",
     "Restored",
+    "RunGrowth",
     "Sampler",
     "SavedRun",
+    "SeedCredit",
     "SeedLife",
     "SeedRecord",
+    "SeedStates",
     "append_event",
     "read_events",
     "read_run",

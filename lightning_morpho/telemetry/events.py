@@ -9,12 +9,23 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal, get_args
 
 from lightning_morpho.layers import Transition
 from lightning_morpho.lifecycle import Stage
 
 EVENTS_FILE = "morpho_events.jsonl"
+
+FindingKind = Literal["assessed", "tried", "resized"]
+"""What can be found out about a layer: the worth of growing, how a trial went, how many units were needed."""
+
+NoticeKind = Literal["deferred"]
+"""What is to be known of a seed and is no transition."""
+
+EVENT_KINDS: tuple[str, ...] = (
+    "fit_start", "transition", "refused", "restored", "rollout", *get_args(FindingKind), *get_args(NoticeKind)
+)  # fmt: skip
+"""What an event log tells a reader of, by ``event``; ``decided`` is Tamiyo's journal, for ``morpho replay``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +88,7 @@ class Notice:
     """Something that is to be known of a seed and is no transition.
 
     Attributes:
-        event: What it is about, such as ``"deferred"``.
+        event: What it is about.
         tick: Decision tick.
         step: Optimizer steps done.
         layer: Name of the layer.
@@ -86,7 +97,7 @@ class Notice:
         figures: The numbers behind it.
     """
 
-    event: str
+    event: NoticeKind
     tick: int
     step: int
     layer: str
@@ -108,7 +119,7 @@ class Finding:
     Attributes:
         tick: Decision tick.
         step: Optimizer steps done.
-        kind: ``"assessed"`` or ``"resized"``.
+        kind: What was asked.
         layer: Name of the layer.
         figures: The numbers.
         text: The same in words.
@@ -116,7 +127,7 @@ class Finding:
 
     tick: int
     step: int
-    kind: str
+    kind: FindingKind
     layer: str
     figures: Mapping[str, float]
     text: str

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -14,6 +14,18 @@ from lightning_morpho.layers.seeds import SeedBeds
 from lightning_morpho.lifecycle import Stage
 from lightning_morpho.telemetry.events import SeedRecord
 from lightning_morpho.telemetry.field_reports import TrialCost
+
+SAMPLED_FIGURES: Mapping[str, str] = {
+    "mean": "mean of the chunk's output",
+    "variance": "variance of it, mean over its units",
+    "silent": "share of units never above 0: dead behind a ReLU",
+    "activation_norm": "root mean square of the output's length",
+    "host_gradient": "length of the gradient of the base weights of this chunk",
+    "seed_gradient": "length of the gradient of its bed; of the whole bed where seeds share it",
+    "gradient_ratio": "seed_gradient / host_gradient",
+    "correlation": "mean size of the correlation of two units of the chunk",
+}
+"""Figures of a seed that were sampled since the last tick, and what they mean."""
 
 SEED_FIGURES: Mapping[str, str] = {
     "stage": "stage",
@@ -24,25 +36,19 @@ SEED_FIGURES: Mapping[str, str] = {
     "parameters": "parameters that it added: its share of the bed",
     "credit": "rise of the held-out loss without it, when last measured",
     "credit_lower": "lower confidence bound of that",
-    "mean": "mean of the chunk's output",
-    "variance": "variance of it, mean over its units",
-    "silent": "share of units never above 0: dead behind a ReLU",
-    "activation_norm": "root mean square of the output's length",
-    "host_gradient": "length of the gradient of the base weights of this chunk",
-    "seed_gradient": "length of the gradient of its bed; of the whole bed where seeds share it",
-    "gradient_ratio": "seed_gradient / host_gradient",
-    "correlation": "mean size of the correlation of two units of the chunk",
+    "credit_upper": "upper confidence bound of that",
+    **SAMPLED_FIGURES,
 }
-"""Figures of a seed and what they mean; those from ``mean`` on were sampled since the last tick."""
+"""Figures of a seed and what they mean."""
 
 LAYER_FIGURES: Mapping[str, str] = {
     "alpha": "mean blend weight of the current seeds",
     "active_share": "share of chunks to whose output growth adds",
     "added_parameters": "parameters that growth added",
     "errors": "errors contained so far",
-    "credit": "sum of the measured credits of the seeds in place",
+    "credit": "sum of the measured credits of the seeds in place; seeds judged together share what they give together",
     "forward_ms": "milliseconds of a forward call",
-    **{name: f"{text}; mean over the chunks" for name, text in list(SEED_FIGURES.items())[8:]},
+    **{name: f"{text}; mean over the chunks" for name, text in SAMPLED_FIGURES.items()},
 }
 """Figures of a layer and what they mean."""
 
@@ -111,13 +117,37 @@ class LayerFigures:
         }
 
 
-def credit_of(record: SeedRecord) -> tuple[float, float]:
-    """Measured credit of a seed and its lower bound, NaN where there is none.
+class Credit(NamedTuple):
+    """Credit of one seed, in units of the loss; NaN where nothing was measured.
 
-    Seeds that were left out together share what was found, in equal parts.
+    Attributes:
+        rise: Rise of the held-out loss without it.
+        lower: One-sided lower confidence bound of that.
+        upper: One-sided upper bound.
     """
-    group = 1 + record.figures.get("judged_with", 0)
-    return record.figures.get("rise", math.nan) / group, record.figures.get("lower", math.nan) / group
+
+    rise: float
+    lower: float
+    upper: float
+
+
+def credit_of(record: SeedRecord) -> Credit:
+    """Measured credit of a seed; seeds that can only be left out together share what was found, in equal parts."""
+    figures = record.figures
+    # Where seeds were judged as a group each was left out by itself, too: its rise is its own.
+    shared_by = 1 if "joint" in figures else 1 + figures.get("judged_with", 0)
+    return Credit(*(figures.get(name, math.nan) / shared_by for name in Credit._fields))
+
+
+def contribution_of(record: SeedRecord) -> float:
+    """What a seed adds to the credit of its layer and the run.
+
+    Of seeds judged together it is an equal part of what they give together: each alone may be worth nearly all of
+    it, and the sum of that would count it several times.
+    """
+    if "joint" in record.figures:
+        return record.figures["joint"] / (1 + record.figures["judged_with"])
+    return credit_of(record).rise
 
 
 def seed_figures(seeds: SeedBeds, records: Records) -> dict[str, np.ndarray]:
@@ -128,15 +158,16 @@ def seed_figures(seeds: SeedBeds, records: Records) -> dict[str, np.ndarray]:
         records: What is known of the layer's seeds that left dormancy.
     """
     state = seeds.state
-    credit, lower = np.full(len(state), math.nan), np.full(len(state), math.nan)
+    credit = np.full((len(Credit._fields), len(state)), math.nan)
     for chunk in np.flatnonzero(state.stage != Stage.DORMANT).tolist():
         record = records.get((chunk, int(state.generation[chunk])))
         if record is not None:
-            credit[chunk], lower[chunk] = credit_of(record)
+            credit[:, chunk] = credit_of(record)
     known = {name: getattr(state, name).copy() for name in ("stage", "age", "alpha", "generation", "errors")} | {
         "parameters": _parameters(seeds),
-        "credit": credit,
-        "credit_lower": lower,
+        "credit": credit[0],
+        "credit_lower": credit[1],
+        "credit_upper": credit[2],
     }
     return known | {name: values.numpy() for name, values in seeds.health.items()}
 
@@ -167,7 +198,7 @@ def layer_figures(layer: HybridKasminaLayer, records: Records, forward_ms: float
         "active_share": float(np.any(occupied, axis=0).mean()) if occupied else 0.0,
         "added_parameters": float(seeds.live_parameters),
         "errors": float(figures["errors"].sum()),
-        "credit": _sum_known(np.array([credit_of(r)[0] for r in records.values() if r.stage in _IN_PLACE])),
+        "credit": _sum_known(np.array([contribution_of(r) for r in records.values() if r.stage in _IN_PLACE])),
         "forward_ms": forward_ms,
     }
     sampled = {name: _mean_known(figures[name]) for name in seeds.health}

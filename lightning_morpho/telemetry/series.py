@@ -14,8 +14,11 @@ from lightning_morpho.telemetry.figures import LAYER_FIGURES, SEED_FIGURES, Laye
 MOST_SERIES: Mapping[str, int] = {"minimal": 20, "standard": 200, "full": 1000}
 """Scalar series that a whole run may write, by ``telemetry.level``."""
 
-LAYERS_SHOWN: Mapping[str, int] = {"minimal": 0, "standard": 12, "full": 40}
+LAYERS_SHOWN: Mapping[str, int] = {"minimal": 0, "standard": 10, "full": 40}
 SEEDS_SHOWN: Mapping[str, int] = {"minimal": 0, "standard": 0, "full": 24}
+TOP_SEEDS = 5
+"""Seeds of the highest credit that get series of their own, from ``standard`` on."""
+
 HISTOGRAMS = ("stage", "alpha", "credit", "silent", "gradient_ratio")
 """Figures of all seeds that are drawn as histograms, from ``standard`` on."""
 
@@ -52,7 +55,8 @@ def scalar_series(
     What was not measured is left out.
 
     Names are ``morpho/run/<figure>``, ``morpho/<layer>/<figure>``; where not all layers are shown
-    ``morpho/all_layers/<figure>``; at level ``full`` ``morpho/<layer>/seed_<chunk>/<figure>`` for the first seeds
+    ``morpho/all_layers/<figure>``; ``morpho/top_seeds/<rank>/credit`` with both bounds for the seeds that are worth
+    most now, whichever they are; at level ``full`` ``morpho/<layer>/seed_<chunk>/<figure>`` for the first seeds
     that germinate.
 
     Args:
@@ -66,12 +70,34 @@ def scalar_series(
         values |= {f"morpho/{layer.name}/{name}": value for name, value in layer.values.items()}
     if level != "minimal" and len(figures) > LAYERS_SHOWN[level]:
         values |= {f"morpho/all_layers/{name}": _over_layers(figures, name) for name in LAYER_FIGURES}
+    if level != "minimal":
+        for rank, (_, _, credit) in enumerate(top_seeds(figures), 1):
+            values |= {f"morpho/top_seeds/{rank}/{name}": value for name, value in credit.items()}
     by_name = {f.name: f for f in figures}
     for layer_name, chunk in dict.fromkeys((r.layer, r.chunk) for r in records[: SEEDS_SHOWN[level]]):
         seeds = by_name[layer_name].seeds
         shown = {name: float(seeds[name][chunk]) for name in SEED_FIGURES if name in seeds}
         values |= {f"morpho/{layer_name}/seed_{chunk}/{name}": value for name, value in shown.items()}
     return {name: value for name, value in values.items() if not math.isnan(value)}
+
+
+def top_seeds(figures: Sequence[LayerFigures], most: int = TOP_SEEDS) -> list[tuple[str, int, dict[str, float]]]:
+    """The seeds of the highest measured credit, the highest first: layer, chunk, and credit with its bounds."""
+    found = [
+        (f.name, chunk, {name: float(f.seeds[name][chunk]) for name in ("credit", "credit_lower", "credit_upper")})
+        for f in figures
+        if f.on and "credit" in f.seeds
+        for chunk in np.flatnonzero(np.isfinite(f.seeds["credit"])).tolist()
+    ]
+    return sorted(found, key=lambda seed: -seed[2]["credit"])[:most]
+
+
+def top_seeds_text(figures: Sequence[LayerFigures]) -> str:
+    """Which seeds the series ``morpho/top_seeds/<rank>`` are about, as Markdown; empty if there are none."""
+    return "\n".join(
+        f"{rank}. `{layer}[{chunk}]`: {credit['credit']:+.4g}"
+        for rank, (layer, chunk, credit) in enumerate(top_seeds(figures), 1)
+    )
 
 
 def _over_layers(figures: Sequence[LayerFigures], name: str) -> float:

@@ -18,6 +18,17 @@ _ENDS = (
     (Stage.ROLLED_BACK, "rolled back"),
     (Stage.ERROR_RECOVERY, "ended by an error"),
 )
+SENTENCES: Mapping[str, str] = {
+    "assessed": "Whether growth pays was asked at step {when}: {found}.",
+    "tried": "Trials were made at step {when}: {found}.",
+    "resized": "What had grown was made as small as validation allows at step {when}: {found}.",
+    "deferred": "A decision was put off {times} ({why}).",
+    "refused": "Growth that was asked for was refused {times} ({why}).",
+    "restored": "Training diverged and was taken back {times}, at step {when} ({why}).",
+    "rollout": "The rollout switched layers {times}, at step {when} ({why}).",
+}
+"""Sentences of the story by kind of event; transitions and starts of a fit are told at length."""
+
 _MOST_NAMED = 3
 _MOST_ROUNDS = 2
 
@@ -80,7 +91,11 @@ def tell(log: SavedRun) -> list[str]:
     """The story, sentence by sentence."""
     return [
         sentence
-        for sentence in (_host(log), _ground(log), *_births(log), _endings(log), _proof(log), _size(log), _result(log))
+        for sentence in (
+            *(_host(log), _ground(log), *_births(log), _endings(log), _proof(log)),
+            *(tell_of(log, kind) for kind in SENTENCES),
+            *(_size(log), _result(log)),
+        )
         if sentence
     ]
 
@@ -152,13 +167,39 @@ def _why(log: SavedRun, stage: Stage) -> str:
     return f" ({enumerate_words(reasons, most=2, noun='reason')})" if reasons else ""
 
 
+def tell_of(log: SavedRun, kind: str) -> str:
+    """The sentence about all events of a kind that has one of its own; empty if there was none.
+
+    Args:
+        log: The run.
+        kind: One of :data:`SENTENCES`.
+    """
+    entries = log.of_kind(kind)
+    if not entries or (kind == "refused" and not log.lives):  # then that nothing grew says why
+        return ""
+    times = plural(len(entries), "time")
+    found = enumerate_words(dict.fromkeys(map(_found, entries)), most=_MOST_NAMED, noun="finding")
+    why = enumerate_words(dict.fromkeys(_reason(entry) for entry in entries), most=_MOST_ROUNDS, noun="reason")
+    when = " and ".join(dict.fromkeys(f"{entry['step']:,}" for entry in (entries[0], entries[-1])))
+    return SENTENCES[kind].format(times=times, found=found, why=why, when=when)
+
+
+def _found(entry: Entry) -> str:
+    return f"`{entry.get('layer', '')}`: {entry.get('text', '')}"
+
+
+def _reason(entry: Entry) -> str:
+    return entry.get("reason") or entry.get("cause") or "no reason given"
+
+
 def _proof(log: SavedRun) -> str:
     kept = [life for life in log.lives if life.stage == Stage.FOSSILIZED.name and rise_of(life) is not None]
     if not kept:
         return ""
     top = max(kept, key=lambda life: rise_of(life) or 0.0)
     lower = top.figures.get("lower")
-    bound = "" if lower is None else f" (95% sure: by more than {lower:.3g})"
+    confidence = top.figures.get("confidence") or 0.95
+    bound = "" if lower is None else f" ({confidence:.0%} sure: by more than {lower:.3g})"
     return f"The most valuable is `{top.name}`: without it the held-out loss would rise by {rise_of(top):.3g}{bound}."
 
 

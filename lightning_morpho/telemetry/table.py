@@ -14,13 +14,13 @@ from lightning_morpho.telemetry.events import SeedRecord
 def seed_table(records: Sequence[SeedRecord], most: int = 40) -> Table:
     """Every seed that has left dormancy, one row each, at most ``most``; the caption says what is left out.
 
-    The column "loss without it" is the mean rise of the held-out loss without the seed, with its lower
-    confidence bound.
+    The column "born" is the optimizer step of its germination, "loss without it" the mean rise of the held-out loss
+    without the seed, with its lower confidence bound.
     """
     table = Table(title="Seeds that left dormancy")
     table.add_column("seed")
     table.add_column("grew")
-    table.add_column("born at step", justify="right")
+    table.add_column("born", justify="right")
     table.add_column("stage", no_wrap=True)
     table.add_column("loss without it", justify="right", no_wrap=True)
     table.add_column("reason")

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from lightning_morpho.cli import main
 from lightning_morpho.telemetry import EVENTS_FILE, append_event, read_run, write_report
+from lightning_morpho.telemetry.events import EVENT_KINDS
 from lightning_morpho.telemetry.happenings import happenings
 from lightning_morpho.telemetry.metric_files import curve_of, read_csv_metrics
 from lightning_morpho.telemetry.report.data import thinned
@@ -244,6 +245,25 @@ def test_a_run_without_germination_says_why(entries, tmp_path):
     page = (folder / "report.html").read_text()
     assert "Nothing grew" in page
     assert ("the rate has decayed" in page) == (REFUSED in entries)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in EVENT_KINDS if kind not in ("fit_start", "transition")])
+def test_every_kind_of_event_has_its_sentence(kind, tmp_path):
+    """Else a reader of the report does not learn that it happened."""
+    told = {"layer": "net.4", "chunk": 0, "reason": "the reason", "text": "the finding", "figures": {}}
+    more = [{"event": kind, "tick": 3, "step": step, **told} for step in (640, 680)]
+    without = tell(read_run(write(tmp_path / "without", [fit_start(), born(step=600), born(chunk=1, step=680)])))
+    story = tell(read_run(write(tmp_path / "with", [fit_start(), born(step=600), born(chunk=1, step=680), *more])))
+    new = [sentence for sentence in story if sentence not in without]
+    assert len(new) == 1
+    assert "the reason" in new[0] or "the finding" in new[0]
+    assert "2 times" in new[0] or "640 and 680" in new[0]
+
+
+def test_the_bound_is_told_with_the_confidence_that_it_holds_with(tmp_path):
+    judged = kept(figures={"rise": 0.5, "lower": 0.4, "confidence": 0.99})
+    story = " ".join(tell(read_run(write(tmp_path, [fit_start(), born(), active(), judged]))))
+    assert "(99% sure: by more than 0.4)" in story
 
 
 def test_many_rounds_are_told_in_one_sentence(tmp_path):
