@@ -61,6 +61,9 @@ def layout_of(columns: Tensor) -> Layout | None:
         >>> layout_of(torch.empty(2, 8, 3, 3).movedim(1, -1))
         Layout(positions=18, inner=9, outer_stride=72, stride=1, feature_stride=9)
     """
+    positions, features = columns.numel() // columns.shape[-1], columns.shape[-1]
+    if columns.is_contiguous():
+        return Layout(positions, positions, 0, features, 1)
     runs: list[list[int]] = []  # [size, stride], outermost first
     for size, stride in zip(columns.shape[:-1], columns.stride()[:-1], strict=True):
         if size == 1:
@@ -69,9 +72,7 @@ def layout_of(columns: Tensor) -> Layout | None:
             runs[-1] = [runs[-1][0] * size, stride]
         else:
             runs.append([size, stride])
-    positions = columns.numel() // columns.shape[-1]
-    feature_stride = columns.stride(-1)
     if len(runs) > 2:
         return None
-    inner, stride = runs[-1] if runs else (1, columns.shape[-1])
-    return Layout(positions, inner, runs[0][1] if len(runs) == 2 else 0, stride, feature_stride)
+    inner, stride = runs[-1] if runs else (1, features)
+    return Layout(positions, inner, runs[0][1] if len(runs) == 2 else 0, stride, columns.stride(-1))

@@ -8,7 +8,7 @@ which writes nothing that it did not make.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
@@ -61,11 +61,11 @@ def add_chunk_mlps(
         alphas = [entry.alpha for entry in active]
         sizes = [networks.spatial, networks.chunks.num_chunks, networks.hidden]
         return chunk_mlps(y, list(weights), alphas, sizes, networks.activation, backend.value)
-    work = _plan_work(y, networks, active, backend, disjoint)
-    if torch.is_grad_enabled() and (y.requires_grad or any(w.requires_grad for w in weights)):
+    keep = torch.is_grad_enabled() and (y.requires_grad or any([w.requires_grad for w in weights]))
+    work = _plan_work(y, networks, active, backend, disjoint, keep)
+    if keep:
         return _AddChunkMLPs.apply(y, work, *weights)
-    # Nothing is kept for a backward pass, so one pass in place is the cheapest whatever is live.
-    return replace(work, in_place=work.owned).forward(y, weights, keep=False)[0]
+    return work.forward(y, weights, keep=False)[0]
 
 
 @dataclass(frozen=True)
@@ -76,15 +76,13 @@ class _Work:
         networks: Shapes.
         active: Live chunks of each bed.
         kernels: The backend's module.
-        owned: Whether writing into the layer's output is permitted.
-        in_place: Whether to do so.
+        in_place: Whether to write into the layer's output.
         sparse: Whether to compute live chunks alone.
     """
 
     networks: ChunkMLPs
     active: tuple[ActiveSet, ...]
     kernels: ModuleType
-    owned: bool
     in_place: bool
     sparse: bool
 
@@ -113,7 +111,13 @@ class _Work:
         self, grad: Tensor, kept: Sequence[Tensor], weights: Sequence[Tensor], needs: Sequence[bool]
     ) -> list[Tensor | None]:
         """Gradients of ``y`` and of all weights, None where ``needs`` has no use for them."""
-        base, out = self._start(grad) if needs[0] else (grad, None)
+        out: Tensor | None = None
+        base = grad
+        if needs[0] and self.in_place and self.sparse:
+            # Each bed reads and writes its own chunks alone: one copy will do.
+            grad = base = out = grad.clone()
+        elif needs[0]:
+            base, out = self._start(grad)
         grads: list[Tensor | None] = [out]
         groups = len(kept) // len(self.active)
         for index, active in enumerate(self.active):
@@ -136,7 +140,9 @@ def _kernels_of(backend: Backend) -> ModuleType:
     return batched
 
 
-def _plan_work(y: Tensor, networks: ChunkMLPs, active: Sequence[ActiveSet], backend: Backend, disjoint: bool) -> _Work:
+def _plan_work(
+    y: Tensor, networks: ChunkMLPs, active: Sequence[ActiveSet], backend: Backend, disjoint: bool, keep: bool
+) -> _Work:
     """Choose between in place and out of place, live chunks alone and all of them."""
     kernels = _kernels_of(backend)
     capturing = y.is_cuda and torch.cuda.is_current_stream_capturing()
@@ -147,8 +153,9 @@ def _plan_work(y: Tensor, networks: ChunkMLPs, active: Sequence[ActiveSet], back
     # A view's gradient is its base's business. Where beds meet in a chunk, the first must not overwrite
     # what the next one reads.
     owned = disjoint and not y._is_view()
-    sparse = share < kernels.SPARSE_BELOW and not capturing
-    return _Work(networks, tuple(active), kernels, owned, owned and share < IN_PLACE_BELOW, sparse)
+    # Where nothing is kept for a backward pass, one pass in place is the cheapest whatever is live.
+    in_place = owned and (share < IN_PLACE_BELOW or not keep)
+    return _Work(networks, tuple(active), kernels, in_place, share < kernels.SPARSE_BELOW and not capturing)
 
 
 class _AddChunkMLPs(torch.autograd.Function):
@@ -166,11 +173,23 @@ class _AddChunkMLPs(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         saved = ctx.saved_tensors
         if grad.stride() != ctx.strides:
-            # Kernels assume one layout for all; a gradient may come expanded or in another order.
-            grad = torch.empty_strided(grad.shape, ctx.strides, dtype=grad.dtype, device=grad.device).copy_(grad)
+            grad = _in_order(grad, None if ctx.work.in_place else ctx.strides)
         needs = (ctx.needs_input_grad[0], *ctx.needs_input_grad[2:])
         first, *rest = ctx.work.backward(grad, saved[ctx.count :], saved[: ctx.count], needs)
         return first, None, *rest
+
+
+def _in_order(grad: Tensor, strides: tuple[int, ...] | None) -> Tensor:
+    """A gradient that came expanded or in another order, as kernels can take it.
+
+    Args:
+        grad: The gradient.
+        strides: Of the layer's output, which the kernels read beside it; None if they don't: then any order will do.
+    """
+    if strides is None:
+        fits = torch.ops.aten.is_non_overlapping_and_dense(grad)
+        return grad if fits else grad.clone(memory_format=torch.contiguous_format)
+    return torch.empty_strided(grad.shape, strides, dtype=grad.dtype, device=grad.device).copy_(grad)
 
 
 # ---------------------------------------------------------------- the registered operator
@@ -179,7 +198,7 @@ def _dense_work(y: Tensor, alphas: Sequence[Tensor], sizes: Sequence[int], activ
     chunks = ChunkManager(y.shape[-1 - spatial], num_chunks)
     active = tuple(ActiveSet.dense(alpha, len(chunks.groups)) for alpha in alphas)
     networks = ChunkMLPs(chunks, spatial, hidden, activation)
-    return _Work(networks, active, _kernels_of(Backend(backend)), owned=False, in_place=False, sparse=False)
+    return _Work(networks, active, _kernels_of(Backend(backend)), in_place=False, sparse=False)
 
 
 @torch.library.custom_op("lightning_morpho::chunk_mlps", mutates_args=())

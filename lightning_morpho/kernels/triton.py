@@ -12,12 +12,12 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
-import triton
 from torch import Tensor
 
 from lightning_morpho.kernels.active import ActiveSet
 from lightning_morpho.kernels.geometry import ChunkMLPs, Layout, layout_of
-from lightning_morpho.kernels.launch import Launcher
+from lightning_morpho.kernels.launch import Launcher, power_of_two
+from lightning_morpho.kernels.triton_direct import direct_backward_kernel, direct_forward_kernel
 from lightning_morpho.kernels.triton_mlp import backward_kernel, finish_kernel, forward_kernel
 
 SPARSE_BELOW = 0.6
@@ -27,6 +27,7 @@ WRITES_ALL = True
 
 
 _FORWARD, _BACKWARD, _FINISH = Launcher(forward_kernel), Launcher(backward_kernel), Launcher(finish_kernel)
+_DIRECT_FORWARD, _DIRECT_BACKWARD = Launcher(direct_forward_kernel), Launcher(direct_backward_kernel)
 
 
 class _Launch(NamedTuple):
@@ -42,6 +43,12 @@ FORWARD = {32: _Launch(64, 4, 3, 1056), 64: _Launch(64, 4, 3, 1056)}
 BACKWARD = {32: _Launch(64, 4, 3, 528), 64: _Launch(128, 8, 2, 528)}
 """The best found on an H200, by the columns of a tile."""
 
+DIRECT_WIDTH = 4
+"""Widest chunk, half the most hidden units, that is computed without the matrix units where features lie apart, as in
+convolutions with channels first: these would multiply mostly zeros. Next to each other, tiles are read better."""
+DIRECT_BLOCK = 2048
+"""Activations that a program of these kernels handles at a time."""
+
 
 class _Tiling(NamedTuple):
     """How chunks are cut into tiles, and rows into splits; wide and narrow chunks as pairs.
@@ -52,7 +59,7 @@ class _Tiling(NamedTuple):
         packs: Chunks of a tile.
         tiles: Tiles.
         columns: Features of a tile, a power of two.
-        units: Hidden units of a tile, a power of two.
+        units: Hidden units of a tile, a power of two; 0 without the matrix units.
         boundary: First feature and first chunk of the narrow ones.
         launch: Shape of the launch.
         block: Rows of a step.
@@ -84,26 +91,67 @@ def _groups(
     return (wide.width, narrow[0].width), (counts[0], counts[1]), (narrow[0].first_feature, narrow[0].first_chunk)
 
 
-def _tiling(
-    networks: ChunkMLPs, active: ActiveSet, positions: int, sparse: bool, launches: dict[int, _Launch], partial: bool
-) -> _Tiling:
-    hidden, (widths, counts, boundary) = networks.hidden, _groups(networks, active, sparse)
-    most_columns = 32 if networks.chunks.max_width <= 32 and hidden <= 64 else 64
-    launch = launches[most_columns]
-    wide, narrow = (max(1, min(most_columns // max(1, width), 2 * most_columns // hidden)) for width in widths)
-    tiles = triton.cdiv(counts[0], wide), triton.cdiv(counts[1], narrow)
-    columns = max(16, triton.next_power_of_2(max(wide * widths[0], narrow * widths[1])))
-    units = max(16, triton.next_power_of_2(hidden * (max(wide, narrow) if widths[1] else wide)))
-    block = min(launch.block, max(16, triton.next_power_of_2(positions)))
-    steps = triton.cdiv(positions, block)
+class _Flags(NamedTuple):
+    """What else a launch depends on.
+
+    Attributes:
+        layout: Of the activations.
+        dtype: Of the activations.
+        sparse: Whether tiles are packed from live chunks alone.
+        own: The kernel's own switches.
+        precision: Of the products, as Triton calls it.
+        direct: Whether to do without the matrix units, a chunk a program.
+    """
+
+    layout: Layout
+    dtype: torch.dtype
+    sparse: bool
+    own: tuple[bool, ...]
+    precision: str
+    direct: bool
+
+
+def _flags(
+    networks: ChunkMLPs, like: Tensor, sparse: bool, own: tuple[bool, ...], kept: Tensor | None = None
+) -> _Flags:
+    """What a launch depends on; ``kept`` was packed by the forward pass, whose layout may be another one."""
+    layout, full, widest = layout_of(networks.columns(like)), like.dtype is torch.float32, networks.chunks.max_width
+    assert layout is not None
+    precision = "ieee" if not full else "tf32" if torch.backends.cuda.matmul.allow_tf32 else "tf32x3"
+    if kept is not None:
+        direct = kept.ndim == 4
+    elif widest > DIRECT_WIDTH or networks.hidden > 2 * DIRECT_WIDTH:
+        direct = False
+    else:
+        direct = layout.feature_stride != 1
+    return _Flags(layout, like.dtype, sparse, own, precision, direct)
+
+
+def _tiling(networks: ChunkMLPs, active: ActiveSet, flags: _Flags, *, backward: bool) -> _Tiling:
+    hidden, (widths, counts, boundary) = networks.hidden, _groups(networks, active, flags.sparse)
+    positions, widest = flags.layout.positions, networks.chunks.max_width
+    if flags.direct:
+        wide, narrow, columns, units = 1, 1, power_of_two(widest), 0
+        launch = _Launch(DIRECT_BLOCK // columns, 4, 3, 1 << 30)
+    else:
+        most_columns = 32 if widest <= 32 and hidden <= 64 else 64
+        launch = (BACKWARD if backward else FORWARD)[most_columns]
+        wide, narrow = (max(1, min(most_columns // max(1, width), 2 * most_columns // hidden)) for width in widths)
+        columns = max(16, power_of_two(max(wide * widths[0], narrow * widths[1])))
+        units = max(16, power_of_two(hidden * (max(wide, narrow) if widths[1] else wide)))
+    tiles = -(-counts[0] // wide), -(-counts[1] // narrow)
+    block = min(launch.block, max(16, power_of_two(positions)))
+    steps = -(-positions // block)
     splits = max(1, launch.programs // max(1, sum(tiles)))
-    if partial:  # each is written and read: they shall weigh little against the activations
+    if not flags.sparse and active.share < 1:  # the live ones among these may be few
+        splits *= 4
+    if backward and not flags.direct:  # each is written and read: they shall weigh little against the activations
         splits = min(
             splits, max(128, min(512, positions * columns // max(1, 2 * sum(_partials(1, counts, widths, hidden)))))
         )
-    each = triton.cdiv(steps, min(steps, splits))
+    each = -(-steps // min(steps, splits))
     return _Tiling(
-        widths, counts, (wide, narrow), tiles, columns, units, boundary, launch, block, triton.cdiv(steps, each),
+        widths, counts, (wide, narrow), tiles, columns, units, boundary, launch, block, -(-steps // each),
         each * block,
     )  # fmt: skip
 
@@ -111,13 +159,8 @@ def _tiling(
 def probe() -> None:
     """Build and start a kernel; raises whatever a broken installation raises."""
     floats = torch.zeros(8, device="cuda")
-    _FINISH((1, 1), (floats,) * 6, (1, 1, 1, 0, 1, 0, 1, 1, 0, 1, False, 16, 1), warps=1)
-
-
-def _precision(dtype: torch.dtype) -> str:
-    if dtype is not torch.float32:
-        return "ieee"
-    return "tf32" if torch.backends.cuda.matmul.allow_tf32 else "tf32x3"
+    for _ in range(2):  # the second time it is started as it will be from then on
+        _FINISH((1, 1), (floats,) * 6, (1, 1, 1, 0, 1, 0, 1, 1, 0, 1, False, 16, 1), warps=1)
 
 
 class _Start(NamedTuple):
@@ -144,19 +187,10 @@ class _Start(NamedTuple):
     splits: int
 
 
-class _Flags(NamedTuple):
-    """What else a launch depends on; ``own`` are the kernel's own switches."""
-
-    layout: Layout
-    dtype: torch.dtype
-    sparse: bool
-    own: tuple[bool, ...]
-    precision: str
-
-
 def _plan(networks: ChunkMLPs, active: ActiveSet, flags: _Flags, *, backward: bool) -> _Start:
     positions = flags.layout.positions
-    t = _tiling(networks, active, positions, flags.sparse, BACKWARD if backward else FORWARD, partial=backward)
+    t = _tiling(networks, active, flags, backward=backward)
+    kernels = (_DIRECT_FORWARD, _DIRECT_BACKWARD) if flags.direct else (_FORWARD, _BACKWARD)
     partials = _partials(t.splits, t.counts, t.widths, networks.hidden)
     numbers = (
         positions, t.split_rows, *flags.layout[1:], sum(t.tiles), t.tiles[0], *t.counts, *t.boundary,
@@ -164,9 +198,10 @@ def _plan(networks: ChunkMLPs, active: ActiveSet, flags: _Flags, *, backward: bo
         networks.chunks.max_width, *t.widths, networks.hidden, *t.packs, t.columns, t.units, t.block,
         networks.activation, flags.layout.inner == positions, flags.sparse, *flags.own, flags.precision,
     )  # fmt: skip
+    tile = (1, t.columns) if flags.direct else (t.columns,)  # told apart by the backward pass
     return _Start(
-        _BACKWARD if backward else _FORWARD, (sum(t.tiles) * t.splits, 1), numbers, t.launch.warps, t.launch.stages,
-        (sum(t.tiles), positions, t.columns), partials, t.splits,
+        kernels[backward], (sum(t.tiles) * t.splits, 1), numbers, t.launch.warps, t.launch.stages,
+        (sum(t.tiles), positions, *tile), partials, t.splits,
     )  # fmt: skip
 
 
@@ -192,9 +227,7 @@ def forward_(
     Arguments as for :func:`lightning_morpho.kernels.batched.forward_`; ``source``, ``base`` and ``out`` lie in
     memory alike. What it keeps is one tensor, for :func:`backward_` alone.
     """
-    layout = layout_of(networks.columns(source))
-    assert layout is not None
-    flags = _Flags(layout, source.dtype, sparse, (base is out, keep, base is source), _precision(source.dtype))
+    flags = _flags(networks, source, sparse, (base is out, keep, base is source))
     start = active.launches.get(flags)
     if start is None:
         start = _plan(networks, active, flags, backward=False)
@@ -223,12 +256,11 @@ def backward_(
     """Gradients of :func:`forward_` of one bed.
 
     Arguments and result as for :func:`lightning_morpho.kernels.batched.backward_`; ``grad``, ``base``, ``out``
-    and a whole ``source`` lie in memory alike.
+    and a whole ``source`` lie in memory alike, and may be the same.
     """
-    layout = layout_of(networks.columns(grad))
-    assert layout is not None
-    own = (isinstance(source, list), base is grad, out is not None, needs_weights)
-    flags = _Flags(layout, grad.dtype, sparse, own, _precision(grad.dtype))
+    whole, kept = (source[0], source[0]) if isinstance(source, list) else (source, None)
+    own = (kept is not None, base is grad, out is not None, needs_weights)
+    flags = _flags(networks, grad, sparse, own, kept)
     prepared = active.launches.get(flags)
     if prepared is None:
         start = _plan(networks, active, flags, backward=True)
@@ -238,7 +270,7 @@ def backward_(
     partial = torch.empty(sum(start.partials) if needs_weights else 1, dtype=torch.float32, device=grad.device)
     if start.grid[0]:
         tensors = (
-            source[0] if isinstance(source, list) else source, grad, base, grad if out is None else out,
+            whole, grad, base, grad if out is None else out,
             partial, *weights, active.rows[0], active.rows[-1], active.alpha,
         )  # fmt: skip
         start.kernel(start.grid, tensors, start.numbers, start.warps, start.stages)
@@ -258,6 +290,6 @@ def _finish_launch(networks: ChunkMLPs, active: ActiveSet, start: _Start, sparse
     elements = chunks.num_chunks * networks.hidden * (2 * chunks.max_width + 1)
     numbers = (
         chunks.num_chunks, splits, *counts, boundary[1], start.partials[0], chunks.max_width, *widths,
-        networks.hidden, sparse, block, min(16 if block == 128 else 128, triton.next_power_of_2(max(1, splits))),
+        networks.hidden, sparse, block, min(16 if block == 128 else 32, power_of_two(max(1, splits))),
     )  # fmt: skip
-    return triton.cdiv(elements, block), numbers
+    return -(-elements // block), numbers

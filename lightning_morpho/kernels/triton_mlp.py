@@ -1,4 +1,4 @@
-"""Device code of the fused chunk networks; :mod:`lightning_morpho.kernels.triton` launches it."""
+"""Device code of the fused chunk networks by the matrix units; :mod:`lightning_morpho.kernels.triton` launches it."""
 
 # mypy: ignore-errors
 # ruff: noqa: D103, SIM108
@@ -8,79 +8,30 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-
-@triton.jit
-def _activate(h, ACTIVATION: tl.constexpr):
-    if ACTIVATION == "relu":
-        return tl.maximum(h, 0.0)
-    elif ACTIVATION == "gelu":
-        return 0.5 * h * (1.0 + tl.erf(h * 0.7071067811865476))
-    elif ACTIVATION == "selu":
-        return 1.0507009873554805 * tl.where(h > 0, h, 1.6732632423543772 * (tl.exp(tl.minimum(h, 0.0)) - 1.0))
-    elif ACTIVATION == "silu":
-        return h * tl.sigmoid(h)
-    else:
-        return 2.0 * tl.sigmoid(2.0 * h) - 1.0
+from lightning_morpho.kernels.triton_parts import activate, chunks_of, features_of, finite, position, slope
 
 
 @triton.jit
-def _slope(h, ACTIVATION: tl.constexpr):
-    if ACTIVATION == "relu":
-        return (h > 0).to(tl.float32)
-    elif ACTIVATION == "gelu":
-        return 0.5 * (1.0 + tl.erf(h * 0.7071067811865476)) + h * tl.exp(-0.5 * h * h) * 0.3989422804014327
-    elif ACTIVATION == "selu":
-        return 1.0507009873554805 * tl.where(h > 0, 1.0, 1.6732632423543772 * tl.exp(tl.minimum(h, 0.0)))
-    elif ACTIVATION == "silu":
-        s = tl.sigmoid(h)
-        return s * (1.0 + h * (1.0 - s))
-    else:
-        t = 2.0 * tl.sigmoid(2.0 * h) - 1.0
-        return 1.0 - t * t
-
-
-@triton.jit
-def _finite(x):
-    """Nothing instead of what is not finite: a seed that diverges must reach neither the host nor its tile."""
-    return tl.where(tl.abs(x) < float("inf"), x, 0.0)
-
-
-@triton.jit
-def _position(m, inner, outer_stride, stride, FLAT: tl.constexpr):
-    """Offset of each position, 64 bits: activations may hold more than 2^31 elements."""
-    if FLAT:
-        return m.to(tl.int64) * stride
-    else:
-        return (m // inner).to(tl.int64) * outer_stride + (m % inner).to(tl.int64) * stride
-
-
-@triton.jit
-def _chunks_of(tile, at, rows, count, PACK: tl.constexpr, SPARSE: tl.constexpr):
-    """Chunk of the group in each place ``at`` of a tile, and whether there is one."""
-    place = tile * PACK + at
-    valid = (at < PACK) & (place < count)
-    if SPARSE:
-        return tl.load(rows + place, mask=valid, other=0), valid
-    else:
-        return place, valid
-
-
-@triton.jit
-def _features_of(tile, k, chunk, valid, count, PACK: tl.constexpr, WIDTH: tl.constexpr, SPARSE: tl.constexpr):
-    """Feature of the group at each column of a tile, and whether there is one.
-
-    Loads are as wide as the compiler can prove that neighbours are in order and share their mask.
-    """
-    if SPARSE:
-        RUN: tl.constexpr = WIDTH & -WIDTH
-        feature = chunk * WIDTH + k % WIDTH
-        return tl.max_contiguous(tl.multiple_of(feature, RUN), RUN), valid
-    else:
-        feature = tile * (PACK * WIDTH) + k
-        live = feature < count * WIDTH
-        if k.shape[0] > PACK * WIDTH:
-            live &= k < PACK * WIDTH
-        return feature, live
+def _tile_of(
+    w_in, b_in, rows, alpha, tile, feature_stride, first_feature, first_chunk, count,
+    PADDED: tl.constexpr, WIDTH: tl.constexpr, HIDDEN: tl.constexpr, PACK: tl.constexpr,
+    COLUMNS: tl.constexpr, UNITS: tl.constexpr, SPARSE: tl.constexpr,
+):  # fmt: skip
+    """What both passes need of a tile: masks, where its features and weights lie, and the way into the hidden units."""
+    k = tl.arange(0, COLUMNS)
+    j = tl.arange(0, UNITS)
+    chunk_k, live_k = chunks_of(tile, k // WIDTH, rows, count, PACK, SPARSE)
+    chunk_j, live_j = chunks_of(tile, j // HIDDEN, rows, count, PACK, SPARSE)
+    feature, live_k = features_of(tile, k, chunk_k, live_k, count, PACK, WIDTH, SPARSE)
+    alpha_k = tl.load(alpha + first_chunk + chunk_k, mask=live_k, other=0.0)
+    gate = live_k & (alpha_k > 0)
+    block = gate[:, None] & live_j[None, :] & ((k // WIDTH)[:, None] == (j // HIDDEN)[None, :])
+    unit = (first_chunk + chunk_j) * HIDDEN + j % HIDDEN
+    w1 = tl.load(w_in + unit[None, :] * PADDED + (k % WIDTH)[:, None], mask=block, other=0.0)
+    b = tl.load(b_in + unit, mask=live_j, other=0.0).to(tl.float32)
+    column = ((first_chunk + chunk_k) * PADDED + k % WIDTH) * HIDDEN
+    offset_k = (first_feature + feature).to(tl.int64) * feature_stride
+    return live_k, live_j, alpha_k, gate, block, w1, b, column, offset_k
 
 
 @triton.jit
@@ -127,35 +78,29 @@ def _forward_tile(
 ):  # fmt: skip
     k = tl.arange(0, COLUMNS)
     j = tl.arange(0, UNITS)
-    chunk_k, live_k = _chunks_of(tile, k // WIDTH, rows, count, PACK, SPARSE)
-    chunk_j, live_j = _chunks_of(tile, j // HIDDEN, rows, count, PACK, SPARSE)
-    feature, live_k = _features_of(tile, k, chunk_k, live_k, count, PACK, WIDTH, SPARSE)
-    alpha_k = tl.load(alpha + first_chunk + chunk_k, mask=live_k, other=0.0)
-    gate = live_k & (alpha_k > 0)
-    block = gate[:, None] & live_j[None, :] & ((k // WIDTH)[:, None] == (j // HIDDEN)[None, :])
-    unit = (first_chunk + chunk_j) * HIDDEN + j % HIDDEN
+    live_k, _, alpha_k, gate, block, w1, b, column, offset_k = _tile_of(
+        w_in, b_in, rows, alpha, tile, feature_stride, first_feature, first_chunk, count,
+        PADDED, WIDTH, HIDDEN, PACK, COLUMNS, UNITS, SPARSE,
+    )  # fmt: skip
     dtype = source.dtype.element_ty
-    w1 = tl.load(w_in + unit[None, :] * PADDED + (k % WIDTH)[:, None], mask=block, other=0.0).to(dtype)
-    column = (first_chunk + chunk_k) * PADDED + k % WIDTH
-    w2 = tl.load(w_out + column[None, :] * HIDDEN + (j % HIDDEN)[:, None], mask=tl.trans(block), other=0.0).to(dtype)
-    b = tl.load(b_in + unit, mask=live_j, other=0.0).to(tl.float32)
-    offset_k = (first_feature + feature).to(tl.int64) * feature_stride
+    w1 = w1.to(dtype)
+    w2 = tl.load(w_out + column[None, :] + (j % HIDDEN)[:, None], mask=tl.trans(block), other=0.0).to(dtype)
 
     if SKIP:  # nothing to write where nothing lives
         stop = tl.where(tl.max(alpha_k, 0) > 0, stop, start)
     for row in range(start, stop, BLOCK):
         m = row + tl.arange(0, BLOCK)
         inside = m < stop
-        at = _position(m, inner, outer_stride, stride, FLAT)[:, None] + offset_k[None, :]
+        at = position(m, inner, outer_stride, stride, FLAT)[:, None] + offset_k[None, :]
         mask = inside[:, None] & live_k[None, :]
         x = tl.load(source + at, mask=mask, other=0.0)
         h = tl.dot(x, w1, input_precision=PRECISION) + b[None, :]
-        f = tl.dot(_finite(_activate(h, ACTIVATION)).to(dtype), w2, input_precision=PRECISION)
+        f = tl.dot(finite(activate(h, ACTIVATION)).to(dtype), w2, input_precision=PRECISION)
         if SAME:
             y = x.to(tl.float32)
         else:
             y = tl.load(base + at, mask=mask, other=0.0).to(tl.float32)
-        y = tl.where(gate[None, :], y + alpha_k[None, :] * _finite(f), y)
+        y = tl.where(gate[None, :], y + alpha_k[None, :] * finite(f), y)
         tl.store(out + at, y.to(dtype), mask=mask)
         if KEEP:
             at = m.to(tl.int64)[:, None] * COLUMNS + k[None, :]
@@ -208,30 +153,25 @@ def _backward_tile(
 ):  # fmt: skip
     k = tl.arange(0, COLUMNS)
     j = tl.arange(0, UNITS)
-    chunk_k, live_k = _chunks_of(tile, k // WIDTH, rows, count, PACK, SPARSE)
-    chunk_j, live_j = _chunks_of(tile, j // HIDDEN, rows, count, PACK, SPARSE)
-    feature, live_k = _features_of(tile, k, chunk_k, live_k, count, PACK, WIDTH, SPARSE)
-    alpha_k = tl.load(alpha + first_chunk + chunk_k, mask=live_k, other=0.0)
-    gate = live_k & (alpha_k > 0)
-    block = gate[:, None] & live_j[None, :] & ((k // WIDTH)[:, None] == (j // HIDDEN)[None, :])
-    unit = (first_chunk + chunk_j) * HIDDEN + j % HIDDEN
+    live_k, live_j, alpha_k, _, block, w1, b, column, offset_k = _tile_of(
+        w_in, b_in, rows, alpha, tile, feature_stride, first_feature, first_chunk, count,
+        PADDED, WIDTH, HIDDEN, PACK, COLUMNS, UNITS, SPARSE,
+    )  # fmt: skip
     dtype = grad.dtype.element_ty
-    w1 = tl.load(w_in + unit[None, :] * PADDED + (k % WIDTH)[:, None], mask=block, other=0.0).to(dtype)
-    column = (first_chunk + chunk_k) * PADDED + k % WIDTH
-    w2t = tl.load(w_out + column[:, None] * HIDDEN + (j % HIDDEN)[None, :], mask=block, other=0.0)
+    w1 = w1.to(dtype)
+    w2t = tl.load(w_out + column[:, None] + (j % HIDDEN)[None, :], mask=block, other=0.0)
     w2t = (w2t.to(tl.float32) * alpha_k[:, None]).to(dtype)
-    b = tl.load(b_in + unit, mask=live_j, other=0.0).to(tl.float32)
     if INPUT:
         w1t = tl.trans(w1)
-    offset_k = (first_feature + feature).to(tl.int64) * feature_stride
     d_in = tl.zeros((UNITS, COLUMNS), tl.float32)
     d_out = tl.zeros((UNITS, COLUMNS), tl.float32)
     d_b = tl.zeros((UNITS,), tl.float32)
 
-    for row in range(start, stop, BLOCK):
+    rest = tl.where(tl.max(alpha_k, 0) > 0, stop, start)
+    for row in range(start, rest, BLOCK):
         m = row + tl.arange(0, BLOCK)
         inside = m < stop
-        at = _position(m, inner, outer_stride, stride, FLAT)[:, None] + offset_k[None, :]
+        at = position(m, inner, outer_stride, stride, FLAT)[:, None] + offset_k[None, :]
         mask = inside[:, None] & live_k[None, :]
         g = tl.load(grad + at, mask=mask, other=0.0)
         if KEPT:
@@ -240,19 +180,25 @@ def _backward_tile(
         else:
             x = tl.load(source + at, mask=mask, other=0.0)
         h = tl.dot(x, w1, input_precision=PRECISION) + b[None, :]
-        dh = _finite(tl.dot(g, w2t, input_precision=PRECISION) * _slope(h, ACTIVATION))
+        dh = finite(tl.dot(g, w2t, input_precision=PRECISION) * slope(h, ACTIVATION))
         if WEIGHTS:
-            a = _finite(_activate(h, ACTIVATION)).to(dtype)
+            a = finite(activate(h, ACTIVATION)).to(dtype)
             d_out = tl.dot(tl.trans(a), g, d_out, input_precision=PRECISION)
             d_in = tl.dot(tl.trans(dh.to(dtype)), x, d_in, input_precision=PRECISION)
             d_b += tl.sum(dh, 0)
         if INPUT:
-            d = _finite(tl.dot(dh.to(dtype), w1t, input_precision=PRECISION))
+            d = finite(tl.dot(dh.to(dtype), w1t, input_precision=PRECISION))
             if SAME:
                 d += g.to(tl.float32)
             else:
                 d += tl.load(base + at, mask=mask, other=0.0).to(tl.float32)
             tl.store(out + at, d.to(dtype), mask=mask)
+    if INPUT:  # where nothing lives the gradient passes by
+        for row in range(rest, stop, BLOCK):
+            m = row + tl.arange(0, BLOCK)
+            at = position(m, inner, outer_stride, stride, FLAT)[:, None] + offset_k[None, :]
+            mask = (m < stop)[:, None] & live_k[None, :]
+            tl.store(out + at, tl.load(base + at, mask=mask, other=0.0), mask=mask)
     if WEIGHTS:
         place = tile * PACK + j // HIDDEN
         slot = partial + (split.to(tl.int64) * count + place) * (HIDDEN * (2 * WIDTH + 1))
@@ -298,6 +244,7 @@ def finish_kernel(
     start = tl.where(wide, 0, partial1).to(tl.int64) + place * (HIDDEN * (2 * width + 1)) + at
     step = count * (HIDDEN * (2 * width + 1))
     total = tl.zeros((BLOCK,), tl.float32)
+    splits = tl.where(tl.max(live.to(tl.int32), 0) > 0, splits, 0)
     for first in range(0, splits, SPLITS):  # several at a time: one after another is a chain of waits
         split = first + tl.arange(0, SPLITS)
         mask = (split < splits)[:, None] & live[None, :]

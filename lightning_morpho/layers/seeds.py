@@ -185,8 +185,10 @@ class SeedBeds(nn.Module):
     def row_alpha(self, index: int) -> np.ndarray:
         """Blend weight of each chunk of a bed, float32 ``(N,)``; 0 where it holds no seed."""
         bed = self.bed_at(index)
-        current = np.where(self.state.bed == index, self.state.alpha, 0)
-        return np.where(bed.kept, bed.kept_alpha, current).astype(np.float32)
+        alpha: np.ndarray = self.state.alpha * (self.state.bed == index)
+        if bed.kept.any():
+            np.copyto(alpha, bed.kept_alpha, where=bed.kept)
+        return alpha
 
     @contextlib.contextmanager
     def together(self) -> Iterator[None]:
@@ -206,29 +208,37 @@ class SeedBeds(nn.Module):
             return
         acting = self._settle_beds()
         if self.bucketed:
-            acting += self._lend_beds(len(acting))
-        alphas = [self.row_alpha(i) for i in acting]
-        for index, rows in zip(acting, alphas, strict=True):
-            muted = [c for c in self._muted if self.state.bed[c] == index]
-            rows[muted] = 0
-        self._plan(acting, alphas)
+            acting |= {index: self.row_alpha(index) for index in self._lend_beds(len(acting))}
+        for index, rows in acting.items() if self._muted else ():
+            rows[[c for c in self._muted if self.state.bed[c] == index]] = 0
+        self._plan(list(acting), list(acting.values()))
         for tap in self.inlets:
             tap.open = not self.off and self.plan is not None
             tap.producer._changed()  # type: ignore[operator]
         self._changed()
 
-    def _settle_beds(self) -> list[int]:
-        """Let beds wait whose seeds neither act nor incubate; the others are returned."""
-        table, acting = self.lifecycle_table, []
+    def _settle_beds(self) -> dict[int, np.ndarray]:
+        """Let beds wait whose seeds neither act nor incubate; blend weights of the others are returned."""
+        acting = {}
         for index, bed in self.live_beds().items():
-            busy = bool(self.row_alpha(index).any() or self._incubating(index).any())
+            alpha = self.row_alpha(index)
+            busy = bool(alpha.any() or self._incubating(index).any())
             if busy:
-                acting.append(index)
+                acting[index] = alpha
             bed.rest(not busy and not bed.kept.any())
-            stages = {self.stages.stage(c) for c in np.flatnonzero(self.state.bed == index).tolist()} & table.live
-            bed.rate = self.config.lifecycle.fine_tuning_rate if stages == {Stage.FINE_TUNING} else 1.0
+            rate = self.config.lifecycle.fine_tuning_rate if self._fine_tunes(index) else 1.0
+            if bed.rate != rate:
+                bed.rate = rate
         rest_links_(self)
         return acting
+
+    def _fine_tunes(self, index: int) -> bool:
+        """Whether the live seeds of a bed are all in FINE_TUNING."""
+        live = self.lifecycle_table.live
+        if Stage.FINE_TUNING not in live:
+            return False
+        seeds = np.bincount(self.state.stage[self.state.bed == index], minlength=max(Stage) + 1)
+        return bool(seeds[Stage.FINE_TUNING]) and not any(seeds[stage] for stage in live - {Stage.FINE_TUNING})
 
     def _incubating(self, index: int) -> np.ndarray:
         """Which chunks of a bed incubate, bool ``(N,)``."""
@@ -247,7 +257,6 @@ class SeedBeds(nn.Module):
 
     def _plan(self, acting: list[int], alphas: list[np.ndarray]) -> None:
         """Plan what these beds do."""
-        previous, self.plan, self.nursery = self.plan, None, None
         incubating = [self._incubating(i) for i in acting]
         self.incubating = any(rows.any() for rows in incubating)
         if self.blueprint.source == "producer":
@@ -255,21 +264,24 @@ class SeedBeds(nn.Module):
             return
         young = {i: rows for i, rows in zip(acting, incubating, strict=True) if rows.any()}
         grown = {i: alpha for i, alpha in zip(acting, alphas, strict=True) if alpha.any() or i not in young}
-        blend = self.config.grafting.blend
-        if young:
-            beds = {i: self.bed_at(i) for i in young}
-            self.nursery = Nursery(self.blueprint, beds, list(young.values()), blend, self.faults)
-        if grown:
-            self.plan = GraftPlan(
-                self.blueprint,
-                [self.bed_at(i) for i in grown],
-                list(grown.values()),
-                previous if isinstance(previous, GraftPlan) else None,
-                fused=self.features.get("fused_kernels", True),
-                blend=blend,
-                indices=list(grown),
-                faults=self.faults,
-            )
+        self.nursery = self._nursery(young) if young else None
+        self.plan = self._graft_plan(grown) if grown else None
+
+    def _nursery(self, young: dict[int, np.ndarray]) -> Nursery:
+        beds = {index: self.bed_at(index) for index in young}
+        return Nursery(self.blueprint, beds, list(young.values()), self.config.grafting.blend, self.faults)
+
+    def _graft_plan(self, grown: dict[int, np.ndarray]) -> GraftPlan:
+        return GraftPlan(
+            self.blueprint,
+            [self.bed_at(index) for index in grown],
+            list(grown.values()),
+            self.plan if isinstance(self.plan, GraftPlan) else None,
+            fused=self.features.get("fused_kernels", True),
+            blend=self.config.grafting.blend,
+            indices=list(grown),
+            faults=self.faults,
+        )
 
     def mute(self, chunks: Iterable[int]) -> None:
         """Take the current seeds of these chunks out of the output without touching their state.
@@ -281,8 +293,7 @@ class SeedBeds(nn.Module):
 
     def live_beds(self) -> dict[int, Bed]:
         """Beds that a germination has taken, by their index."""
-        beds = {index: self.bed_at(index) for index in range(len(self.beds))}
-        return {index: bed for index, bed in beds.items() if not bed.free}
+        return {index: bed for index, bed in enumerate(self.beds) if isinstance(bed, Bed) and not bed.free}
 
     def bed_at(self, index: int) -> Bed:
         """A bed by its index."""

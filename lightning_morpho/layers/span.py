@@ -53,11 +53,12 @@ class SpanPlan:
         self.inlets = tuple(inlets)
         self.observer: Callable[[dict[int, Tensor]], None] | None = None
         self._rows = tuple(alphas)
-        self._alpha = [blueprint.site.chunks.expand(torch.from_numpy(rows)) for rows in alphas]
+        device = next(parameter.device for bed in beds.values() for parameter in bed.parameters())
+        self._alpha = [blueprint.site.chunks.expand(torch.from_numpy(rows)).to(device) for rows in alphas]
         # A link hangs on a whole bed: it fades out with the last of the bed's chunks.
-        self._strength = [torch.tensor(rows.max()) for rows in alphas]
+        self._strength = [torch.tensor(rows.max()).to(device) for rows in alphas]
         self._acts = [bool(rows.any()) or not young.any() for rows, young in zip(alphas, incubating, strict=True)]
-        self._young = [feature_mask(blueprint, rows) if rows.any() else None for rows in incubating]
+        self._young = [feature_mask(blueprint, rows).to(device) if rows.any() else None for rows in incubating]
 
     def scaled(self, factors: Tensor) -> SpanPlan:
         """The same plan with its blend weights times ``factors``, ``(beds, N)``."""
@@ -111,13 +112,15 @@ class SpanPlan:
         )
 
     def _on(self, position: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor | None]:
-        if self._alpha[position].device != device:
-            self._alpha[position] = self._alpha[position].to(device)
-            self._strength[position] = self._strength[position].to(device)
-        young = self._young[position]
-        if young is not None and young.device != device:
-            self._young[position] = young = young.to(device)
-        return self._alpha[position], self._strength[position], young
+        """Blend weights of one bed where they are needed; compiled code moves them for one pass only."""
+        found = self._alpha[position], self._strength[position], self._young[position]
+        if found[0].device == device:
+            return found
+        alpha, strength, young = found[0].to(device), found[1].to(device), found[2]
+        young = None if young is None else young.to(device)
+        if not torch.compiler.is_compiling():
+            self._alpha[position], self._strength[position], self._young[position] = alpha, strength, young
+        return alpha, strength, young
 
 
 def connect_(consumer: ChunkedKasminaLayer, producers: Sequence[ChunkedKasminaLayer]) -> None:

@@ -96,7 +96,8 @@ def add_sample(moments: Moments, columns: Tensor) -> Moments:
     if columns.is_cuda and half_or_full and layout is not None and triton_problem() is None:
         from lightning_morpho.kernels.triton_moments import accumulate_
 
-        return moments._replace(seen=accumulate_(columns, layout, *moments))
+        accumulate_(columns, layout, *moments)
+        return moments
     return merge_moments(moments, column_moments(columns.reshape(-1, columns.shape[-1])))
 
 

@@ -85,7 +85,9 @@ class ChunkStatistics(ChunkMetric):
                 f"`columns` must have {self.chunks.num_features} features last, got shape {tuple(columns.shape)}."
             )
         before = Moments(self.count, self.mean, self.m2, self.largest)
-        self.count, self.mean, self.m2, self.largest = add_sample(before, columns)
+        after = add_sample(before, columns)
+        if after is not before:  # setting a metric's attribute takes long
+            self.count, self.mean, self.m2, self.largest = after
 
     def compute(self) -> dict[str, Tensor]:
         """``mean``, ``variance`` (mean over the chunk's features), ``silent``, ``activation_norm``, each ``(N,)``."""
