@@ -97,6 +97,7 @@ class GrowthEngine:
         stop_patience: int | None = None,
         sizer: Sizer | None = None,
         trials: Trials | None = None,
+        validates_later: bool = False,
     ) -> None:
         """One decision tick: ages and alphas move, Tamiyo decides, the decisions are carried out.
 
@@ -109,6 +110,7 @@ class GrowthEngine:
             stop_patience: Validations without progress after which training is stopped early, None if it is not.
             sizer: Sizes hidden layers by held-out data; None where that can't be done.
             trials: Tries growth out; None where that can't be done.
+            validates_later: Whether the first validation is still to come.
         """
         self.watch(None, step)
         self.ticks += 1
@@ -122,6 +124,7 @@ class GrowthEngine:
         observation = replace(
             self.observe(step, total_steps, measure is not None),
             can_size=sizer is not None,
+            validates_later=validates_later,
             no_trial="nothing was given to try it with" if trials is None else trials.refused,
         )
         decisions = self._decide(observation, Answers(measure=measure, sizer=sizer, trials=trials))

@@ -239,6 +239,7 @@ class GrowthRun:
             measure=credit,
             sizer=None if credit is None else self._sizer(),
             trials=self._trials(credit),
+            validates_later=self._validation.measurable is None and bool(trainer.enable_validation),
         )
         self._journal.tell()
         self._tell_and_align()

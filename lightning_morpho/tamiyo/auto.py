@@ -39,7 +39,8 @@ class AutoSize(Tamiyo):
        others gave is folded into them. The seeds of the units that stay are fossilized.
 
     Where the length of training is unknown, each of the two moments comes when the validation loss has stalled.
-    Without validation nothing can be sized: everything that germinated is kept, without penalty.
+    Without validation nothing can be sized: everything that germinated is kept, without penalty. Before the first
+    validation nothing grows.
 
     Args:
         sizing: ``"grow"``: only grown units pay the penalty and may go. ``"shrink"``: only the host's own, from the
@@ -96,7 +97,8 @@ class AutoSize(Tamiyo):
         if observation.resizings is not None:
             return [*self._penalty_off(observation), *others, *_verdicts(observation)]
         if not observation.can_size:
-            return [*self._penalty_off(observation), *others, *_unjudged(observation), *self.grow(observation)]
+            growth = () if observation.validates_later else self.grow(observation)
+            return [*self._penalty_off(observation), *others, *_unjudged(observation), *growth]
         if observation.penalised and self._time_to_resize(observation):
             resize = Resize(
                 host=self._host,

@@ -244,6 +244,7 @@ class Observation:
         resizings: How many units the layers kept, once that was asked for.
         penalised: Ticks that the group penalty has been on, 0 while it is off.
         can_size: Whether hidden layers can be sized by held-out data.
+        validates_later: Whether the first validation is still to come; what it makes possible is not known before.
         no_trial: Why nothing can be tried out in this run; None if it can.
         trials: What came of the trials, once they were asked for.
     """
@@ -266,6 +267,7 @@ class Observation:
     resizings: tuple[Resizing, ...] | None = None
     penalised: int = 0
     can_size: bool = False
+    validates_later: bool = False
     no_trial: str | None = "nothing was given to try it with"
     trials: tuple[Tried, ...] | None = None
 

@@ -31,9 +31,10 @@ def events_of(root: Path) -> list[dict[str, Any]]:
     return list(read_events(root / EVENTS_FILE))
 
 
-def callback(**options: Any) -> MorphoCallback:
+def callback(every_n_steps: int | None = None, **options: Any) -> MorphoCallback:
     return MorphoCallback(
         tamiyo=AutoSize(**options),
+        every_n_steps=every_n_steps,
         budget=BudgetConfig(parameters=400),
         warmup=WarmupConfig(steps=5, min_steps=5),
         lifecycle=LifecycleConfig(active_ticks=1),
@@ -140,6 +141,15 @@ def test_without_validation_nothing_is_sized_and_seeds_are_kept_with_the_reason(
     assert {"assessed", "resized"}.isdisjoint(entry["event"] for entry in entries)
     assert any("not sized" in entry.get("reason", "") for entry in entries)
     assert hybrid_layers(module.net)["2"].morpho.bed_at(0).alive.all()
+
+
+def test_growth_waits_for_the_first_validation(tmp_path):
+    """Grown before it, the net could never be sized: it would keep the whole budget."""
+    fit(tmp_path, callback(every_n_steps=5, at=0.05, explains=0.0))
+    entries = [entry for entry in events_of(tmp_path) if entry["event"] in ("transition", "resized")]
+    assert entries[0]["event"] == "transition"
+    assert entries[0]["step"] > 10  # an epoch has 10 steps, validation follows them
+    assert any(entry["event"] == "resized" for entry in entries)
 
 
 @pytest.mark.parametrize(
