@@ -199,6 +199,7 @@ def adalora(host: nn.Module, rank: int, rate: float, data: dict[str, Split], siz
     return module
 
 
+COLUMNS = (("preset", "uniform"), ("adalora", "uniform"), ("head", "uniform"), ("preset", "adalora"))
 ARMS: dict[str, Callable[..., Adaptation]] = {
     "preset": grown(0.5),
     "uniform": grown(0.0),
@@ -277,8 +278,8 @@ def best(runs: dict[str, list[dict[str, float]]], shift: str, size: int, rank: i
     rank = RANKS[0] if arm == "head" else rank
     found = {f"{rate:g}": runs.get(f"{shift} {size} rank{rank} {arm} {rate:g}") for rate in RATES}
     done = {rate: rows for rate, rows in found.items() if rows}
-    if not done:
-        return None
+    if len(done) < len(RATES) - 1:
+        return None  # the sweep has not come to its end
     rate = max(done, key=lambda rate: statistics.fmean(row["val"] for row in done[rate]))
     return rate, done[rate]
 
@@ -288,8 +289,8 @@ def table(path: Path) -> str:
     results = json.loads(path.read_text())
     runs, hosts = results["runs"], results["hosts"]
     lines = [
-        "| shift | samples | rank | host | uniform | preset − uniform | AdaLoRA − uniform | head − uniform |",
-        "|---" * 8 + "|",
+        "| " + " | ".join(["shift", "samples", "rank", "host", "uniform", *(f"{a} − {b}" for a, b in COLUMNS)]) + " |",
+        "|---" * 9 + "|",
     ]
     differences: dict[str, list[float]] = {}
     for shift in SHIFTS:
@@ -301,17 +302,19 @@ def table(path: Path) -> str:
                 host = statistics.fmean(value for key, value in hosts.items() if key.startswith(f"{shift} "))
                 row = [shift, f"{size}", f"{rank}", f"{host:.1f}"]
                 row.append(f"{statistics.fmean(r['test'] for r in uniform[1]):.1f} ({uniform[0]})")
-                for arm in ("preset", "adalora", "head"):
-                    other = best(runs, shift, size, rank, arm)
-                    if other is None:
+                made = {"uniform": uniform}
+                made |= {arm: best(runs, shift, size, rank, arm) for arm in ("preset", "adalora", "head")}
+                for arm, base in COLUMNS:
+                    found, other = made[arm], made[base]
+                    if found is None or other is None:
                         row.append("not run")
                         continue
-                    pairs = [b["test"] - a["test"] for a, b in zip(uniform[1], other[1], strict=True)]
-                    bounds = interval(pairs)
-                    differences.setdefault(arm, []).append(bounds["mean"])
-                    row.append(f"{bounds['mean']:+.1f} ± {bounds['half_width']:.1f} ({other[0]})")
+                    bounds = interval([b["test"] - a["test"] for a, b in zip(other[1], found[1], strict=True)])
+                    differences.setdefault(f"{arm} − {base}", []).append(bounds["mean"])
+                    rate = f" ({found[0]})" if base == "uniform" else ""
+                    row.append(f"{bounds['mean']:+.1f} ± {bounds['half_width']:.1f}{rate}")
                 lines.append("| " + " | ".join(row) + " |")
-    means = [f"{arm} − uniform {statistics.fmean(d):+.2f} over {len(d)} settings" for arm, d in differences.items()]
+    means = [f"{pair} {statistics.fmean(d):+.2f} over {len(d)} settings" for pair, d in differences.items()]
     return "\n".join([*lines, "", "Means: " + "; ".join(means) + "."])
 
 

@@ -4,7 +4,6 @@ An arm is a name, a width where it needs one, and `@steps` where it trains for a
 
 - `64`, `64@680`: a static net of that width;
 - `auto`: starts at the plan's `host` width, `AutoSize()`, the budget that of the widest static net;
-- `tolerance0.25`: as auto, with that tolerance instead of 0.5 points;
 - `shrink`: starts at the widest width, `AutoSize(sizing="shrink")`;
 - `uniform`, `random`, `periodic`: as auto, filled to the budget in one round at 15 %, or in four parts at random ticks
   and layers, or in four parts in turn, without sizing;
@@ -53,12 +52,12 @@ class Arm:
 
     Attributes:
         kind: ``"static"`` or one of the words above.
-        number: The width, or the tolerance.
+        number: The width, or the number of new units.
         steps: Training steps, if not the plan's.
     """
 
     kind: str
-    number: float | None
+    number: int | None
     steps: int | None
 
     @classmethod
@@ -67,26 +66,23 @@ class Arm:
 
         Example:
             >>> Arm.parse("onward12@330")
-            Arm(kind='onward', number=12.0, steps=330)
+            Arm(kind='onward', number=12, steps=330)
         """
-        found = re.fullmatch(r"([a-z]*)([\d.]*)(?:@(\d+))?", name)
+        found = re.fullmatch(r"([a-z]*)(\d*)(?:@(\d+))?", name)
         if found is None:
             raise ValueError(f"`arm` must be a word, a number and `@steps`, some of them left out, got {name!r}.")
         word, number, steps = found.groups()
-        return cls(word or "static", float(number) if number else None, int(steps) if steps else None)
+        return cls(word or "static", int(number) if number else None, int(steps) if steps else None)
 
     def width(self, job: Job) -> int:
         """Units of each hidden layer when the run starts."""
         if self.kind == "static":
             assert self.number is not None
-            return int(self.number)
+            return self.number
         return job["widest"] if self.kind == "shrink" else job["host"]
 
     def policy(self, job: Job, layers: int) -> Tamiyo:
         """The controller."""
-        if self.kind == "tolerance":
-            assert self.number is not None
-            return AutoSize(tolerance=self.number)
         policies = {
             "auto": AutoSize(),
             "shrink": AutoSize(sizing="shrink"),
@@ -106,9 +102,9 @@ class Arm:
             assert self.number is not None
             # A trained host has steps behind it that the Trainer of this run knows nothing of.
             warmup = WarmupConfig(steps=steps // 5, min_steps=steps // 5) if self.kind == "onward" else None
-            return {"blueprint": BlueprintConfig(hidden=int(self.number) - job["host"]), "warmup": warmup}
+            return {"blueprint": BlueprintConfig(hidden=self.number - job["host"]), "warmup": warmup}
         if self.kind in ("uniform", "narrowest", "trial") and self.number is not None:
-            return {"blueprint": BlueprintConfig(hidden=int(self.number))}
+            return {"blueprint": BlueprintConfig(hidden=self.number)}
         fills = self.kind in ("uniform", "random", "periodic")
         return {
             "layers": LayersConfig(beds=4 if self.kind in ("random", "periodic") else 1, num_seeds=1),

@@ -188,30 +188,3 @@ def placement(results: Results, tasks: Sequence[str]) -> str:
         + table(("task", *ran, *(f"{a} − {b}" for a, b in pairs)), rows)
         + "\n"
     )
-
-
-def tolerances(results: Results, tasks: Sequence[str]) -> str:
-    """`auto` with less tolerance."""
-    rows = []
-    for task in tasks:
-        if not results.arm(task, "tolerance0.25"):
-            continue
-        best, reference = results.reference(task)
-        widths = results.widths(task)
-        cells = []
-        for arm in ("auto", "tolerance0.25", "tolerance0.1"):
-            runs = results.arm(task, arm)
-            if runs:
-                ratio = mean(runs, "parameters") / mean(widths[reference], "parameters")
-                cells.append(f"{shown(results.compare(widths[best], runs))}, {ratio:.2f} ×")
-            else:
-                cells.append("not run")
-        rows.append([task, *cells])
-    if not rows:
-        return ""
-    return (
-        "## Less tolerance\n\nPoints minus the best static width, and parameters over the reference's, if the cull may "
-        "cost 0.5 (`auto`), 0.25 or 0.1 points. It gains up to 0.2 points for up to twice the units: 0.5 stays.\n\n"
-        + table(("task", "0.5", "0.25", "0.1"), rows)
-        + "\n"
-    )
