@@ -134,7 +134,7 @@ class MorphoCallback(Callback):
         self._host: FrozenHost | None = None
         self._report: EligibilityReport | None = None
         self._run: GrowthRun | None = None
-        self._validation = ValidationLoss()
+        self._validation, self._warned = ValidationLoss(), False
         self._tick_steps: int | None = None  # of a run without growth
         self._state: dict[str, Any] | None = None
         self._attached = False
@@ -187,7 +187,7 @@ class MorphoCallback(Callback):
         """Connect layers, optimizers and controller; say what will grow."""
         layers = hybrid_layers(pl_module)
         hide_free_beds_(pl_module)
-        self._validation = ValidationLoss()
+        self._validation, self._warned = ValidationLoss(), False
         if self._report is not None:
             rank_zero_info(f"MorphoCallback: {self._report.summary()}")
         if not layers:
@@ -295,32 +295,30 @@ class MorphoCallback(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Learn whether ``validation_step`` returns a loss."""
-        if not self._validation.measurable and (self.run_config.loss_fn is not None or loss_of(outputs) is not None):
-            self._validation.measurable = True
+        self._validation.see(self.run_config.loss_fn is not None or loss_of(outputs) is not None)
 
     @override
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note the validation loss, before a checkpoint is written; say so if there is none."""
-        if self._validation.measurable is None:
-            self._validation.measurable = self.credit.monitor in trainer.callback_metrics
-            if self._run is not None and not self._validation.measurable:
-                rank_zero_warn(
-                    "MorphoCallback: `validation_step` returns no loss and logs nothing as "
-                    f"`{self.credit.monitor}` (`credit.monitor`), so seeds are kept without judgement. "
-                    "Return the loss, or pass `loss_fn=`."
-                )
+        self._validation.note(trainer, self.credit.monitor)
+        if self._run is None:
+            return
+        if not self._validation.measurable and not self._warned:
+            self._warned = True
+            rank_zero_warn(
+                "MorphoCallback: `validation_step` returns no loss and logs nothing as "
+                f"`{self.credit.monitor}` (`credit.monitor`), so seeds are kept without judgement. "
+                "Return the loss, or pass `loss_fn=`."
+            )
         if not trainer.sanity_checking:
-            self._validation.note(trainer, self.credit.monitor)
-            if self._run is not None:
-                self._run.tell_metrics()
+            self._run.tell_metrics()
 
     # ------------------------------------------------------------------ end of a fit
     @override
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say how the fit ended, and print the table of seeds."""
         if self._run is not None:
-            self._run.end("finished")
-            self._run.print_table()
+            self._run.finish()
 
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -361,9 +359,12 @@ class MorphoCallback(Callback):
 
     @override
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Hold what is saved: a run that resumes from it begins with the same snapshot."""
+        """Hold what is saved: a run that resumes from it begins with the same snapshot, on every rank."""
         if self._run is not None:
             self._run.engine.snapshot(trainer.global_step)
+            state = checkpoint.get("callbacks", {}).get(self.state_key)
+            if state is not None:  # weights alone are saved without it
+                self._run.complete_checkpoint(state)
 
     @override
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:

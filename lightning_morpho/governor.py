@@ -276,6 +276,16 @@ class Governor:
             self.take(step)
         return found
 
+    @property
+    def waiting(self) -> list[float]:
+        """Losses of this rank that were not read yet; to ask for them waits for the device."""
+        return [float(loss) for loss in self._waiting]
+
+    @waiting.setter
+    def waiting(self, losses: Iterable[float]) -> None:
+        self._waiting.clear()
+        self._waiting.extend(losses)
+
     def check(self) -> Divergence | None:
         """Read the losses that came in since the last time: one wait for the device, one exchange of the ranks."""
         if not (self.watching and self._waiting):
@@ -335,7 +345,7 @@ class Governor:
         return {
             "history": list(self.watch.history),
             "recent": list(self.watch.recent),
-            "waiting": [float(loss) for loss in self._waiting],
+            "waiting": self.waiting,
             "steps": self._steps,
             "rollbacks": self.rollbacks,
             "stood_down": self._stood_down,
@@ -345,7 +355,7 @@ class Governor:
         """Restore what :meth:`state_dict` gave."""
         self.watch.history.extend(state["history"])
         self.watch.recent.extend(state["recent"])
-        self._waiting.extend(state["waiting"])
+        self.waiting = state["waiting"]
         self._steps, self.rollbacks = state["steps"], state["rollbacks"]
         self._stood_down = state["stood_down"]
 

@@ -16,7 +16,16 @@ from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader, Subset, TensorDataset
 
 from hosts import Host, leave_processes, linear_net, make_data, make_trainer, quick
-from lightning_morpho import LayersConfig, LifecycleConfig, Observation, Stage, Tamiyo, WarmupConfig, hybrid_layers
+from lightning_morpho import (
+    LayersConfig,
+    LifecycleConfig,
+    Observation,
+    Stage,
+    Tamiyo,
+    TelemetryConfig,
+    WarmupConfig,
+    hybrid_layers,
+)
 from lightning_morpho.integrations import reshard_
 from lightning_morpho.tamiyo import Cull, Decision, Germinate, Keep
 
@@ -26,6 +35,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "accumulation": {"accumulate_grad_batches": 2},
     "random_events": {},
     "rolled_back": {},
+    "uneven": {},
+    "between": {},
+    "between_resumed": {},
+    "between_alone": {},
     "fsdp2": {},
     "fsdp2_resumed": {},
     "fsdp2_newborn": {},
@@ -33,8 +46,16 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-CHECKPOINTS = ("newborn.ckpt", "sharded.ckpt")
-RESUMED = dict(zip(("fsdp2_newborn", "fsdp2_resumed"), CHECKPOINTS, strict=True))
+CHECKPOINTS = ("newborn.ckpt", "later.ckpt")
+RESUMED = {
+    "fsdp2_newborn": CHECKPOINTS[0],
+    "fsdp2_resumed": CHECKPOINTS[1],
+    "between_resumed": CHECKPOINTS[1],
+    "between_alone": CHECKPOINTS[1],
+}
+
+
+ALONE = ("one_process", "between_alone")
 
 
 class RandomDecisions(Tamiyo):
@@ -79,18 +100,30 @@ class BreaksOnOneRank(L.Callback):
 
 
 class Weights(L.Callback):
-    """Remembers the whole weights after each tick; saves a checkpoint after the first, whose seeds are just born,
-    and after the second."""
+    """Remembers the whole weights after each epoch, and what each chunk's activations were found to be.
 
-    def __init__(self) -> None:
+    Saves a checkpoint after the first epoch, at whose end seeds may be just born, and after the second."""
+
+    def __init__(self, save: bool) -> None:
+        self.save = save
         self.states: list[dict[str, Any]] = []
+        self.statistics: list[dict[str, Any]] = []
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         reshard_(pl_module)
         weights = {k: p.detach() for k, p in pl_module.named_parameters()}
         self.states.append({k: p.full_tensor() if isinstance(p, DTensor) else p.clone() for k, p in weights.items()})
-        if isinstance(trainer.strategy, ModelParallelStrategy) and trainer.current_epoch < 2:
+        self.statistics.append({n: dict(layer.morpho.health) for n, layer in hybrid_layers(pl_module).items()})
+        if self.save and trainer.current_epoch < 2:
             trainer.save_checkpoint(Path(trainer.default_root_dir).parent / CHECKPOINTS[trainer.current_epoch])
+
+
+class LogsItsOwn(SGDHost):
+    """Returns no loss, and logs its own on each rank: an infinite one on the last."""
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:  # type: ignore[override]
+        last = self.global_rank == self.trainer.world_size - 1
+        self.log("val_loss", self.loss(batch) * (torch.inf if last else 1))
 
 
 def shard(data: TensorDataset, ranks: int) -> Subset:
@@ -98,9 +131,14 @@ def shard(data: TensorDataset, ranks: int) -> Subset:
     return Subset(data, range(int(os.environ.get("LOCAL_RANK", 0)), len(data), ranks))
 
 
+def some(data: TensorDataset, ranks: int) -> Subset:
+    """A single example for the last rank, all for the others."""
+    return Subset(data, range(1 if int(os.environ.get("LOCAL_RANK", 0)) == ranks - 1 else len(data)))
+
+
 def run(variant: str, out: Path) -> None:
     options = dict(VARIANTS[variant])
-    single = variant == "one_process"
+    single = variant in ALONE
     ranks, batch = (1, 32) if single else (int(os.environ.get("MORPHO_TEST_RANKS", 2)), 16)
     sharded = variant.startswith("fsdp2")
     if sharded:
@@ -108,14 +146,17 @@ def run(variant: str, out: Path) -> None:
     else:
         strategy = "auto" if single else DDPStrategy(static_graph=options.pop("static_graph", False))
     L.seed_everything(0)
-    module = (ShardedHost if sharded else SGDHost)(linear_net())
+    module = (ShardedHost if sharded else LogsItsOwn if variant == "uneven" else SGDHost)(linear_net())
     callback = quick(layers=LayersConfig(num_seeds=2))
     if variant == "random_events":
         layers, warmup = LayersConfig(num_seeds=3, beds=4), WarmupConfig(steps=2, min_steps=2)
         callback = quick(layers=layers, warmup=warmup, tamiyo=RandomDecisions(), every_n_steps=2)
     if variant == "rolled_back":
         callback = quick(layers=LayersConfig(num_seeds=2), lifecycle=LifecycleConfig(active_ticks=9))
-    states = Weights()
+    if variant.startswith("between"):  # the checkpoint is written five steps after a tick, ten before the next
+        telemetry = TelemetryConfig(every_n_steps=2, table=False)
+        callback = quick(layers=LayersConfig(num_seeds=2), every_n_steps=15, telemetry=telemetry)
+    states = Weights(save=sharded or variant == "between")
     trainer = make_trainer(
         out / variant,
         callback,
@@ -127,13 +168,15 @@ def run(variant: str, out: Path) -> None:
         use_distributed_sampler=False,
         **options,
     )
-    train, held_out = (shard(make_data(count, seed), ranks) for count, seed in ((320, 0), (120, 1)))
+    train = shard(make_data(309 if variant == "uneven" else 320, 0), ranks)
+    held_out = (some if variant == "uneven" else shard)(make_data(120, 1), ranks)
     ckpt = out / RESUMED[variant] if variant in RESUMED else None
     trainer.fit(module, DataLoader(train, batch_size=batch), DataLoader(held_out, batch_size=batch), ckpt_path=ckpt)
     rank = trainer.global_rank
     torch.save(
         {
             "states": states.states,
+            "statistics": states.statistics,
             "callback": callback.state_dict(),
             "losses": module.losses,
             "germinations": sum(layer.morpho.events for layer in hybrid_layers(module).values()),
@@ -146,6 +189,6 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     folder = Path(sys.argv[1])
     for name in sys.argv[2:]:
-        if name != "one_process" or int(os.environ.get("LOCAL_RANK", 0)) == 0:
+        if name not in ALONE or int(os.environ.get("LOCAL_RANK", 0)) == 0:
             run(name, folder)
     leave_processes()

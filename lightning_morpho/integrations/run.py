@@ -20,6 +20,7 @@ from lightning_morpho.integrations.description import describe_run
 from lightning_morpho.integrations.duration import tick_steps, total_steps
 from lightning_morpho.integrations.journal import Journal
 from lightning_morpho.integrations.pair_watch import PairWatch
+from lightning_morpho.integrations.ranks import gather_objects
 from lightning_morpho.integrations.reporting import Reporter
 from lightning_morpho.integrations.rollout import TrainerRollout
 from lightning_morpho.integrations.scaling import tell_loss_scale
@@ -27,6 +28,7 @@ from lightning_morpho.integrations.sharding import reshard_
 from lightning_morpho.integrations.sizing import HeldOutSizer
 from lightning_morpho.integrations.training import TrainingLoss, ValidationLoss, stop_patience
 from lightning_morpho.integrations.trials import TrainerTrials
+from lightning_morpho.integrations.unread import Unread
 from lightning_morpho.integrations.validation import HeldOutCredit, loss_of
 from lightning_morpho.layers import clear_taps
 from lightning_morpho.optim import OptimizerLink
@@ -79,6 +81,8 @@ class GrowthRun:
         governor = self._make_governor() if config.governor.enabled else None
         self.engine = GrowthEngine(layers, config.tamiyo, link, self._reporter.note, governor)
         self._training_loss = TrainingLoss()
+        self._unread = Unread(self.engine, self._training_loss, self._reporter.sampler)
+        self._ranks: list[dict[str, Any]] = []
         self._batches = 0
         self._resumed = False
         self._tick_steps: int | None = None
@@ -146,9 +150,11 @@ class GrowthRun:
         self.tell_metrics()
         self._reporter.end(self.engine, outcome)
 
-    def print_table(self) -> None:
-        """Print the table of seeds, if it is wanted."""
+    def finish(self) -> None:
+        """Say that the fit has ended as planned, and print the table of seeds; on every rank."""
+        self.end("finished")
         self._reporter.print_table(self.engine.records)
+        self._ranks = self._all_unread()
 
     def close(self) -> None:
         """Let go of layers, optimizers and progress bar."""
@@ -289,7 +295,15 @@ class GrowthRun:
             "rollout": self._rollout.state_dict(),
             "ticked_epochs": self.ticked_epochs,
             "reporter": self._reporter.state_dict(),
+            "ranks": self._ranks,
         }
+
+    def complete_checkpoint(self, state: dict[str, Any]) -> None:
+        """Add to what :meth:`state_dict` gave what only the other ranks know; on every rank, as all save together."""
+        state["ranks"] = self._all_unread()
+
+    def _all_unread(self) -> list[dict[str, Any]]:
+        return gather_objects(self._unread.state_dict()) if self.trainer.world_size > 1 else []
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what :meth:`state_dict` gave, the rollout apart: that needs a Trainer in :meth:`open`."""
@@ -301,3 +315,5 @@ class GrowthRun:
         self.ticked_epochs = state["ticked_epochs"]
         if "reporter" in state:
             self._reporter.load_state_dict(state["reporter"])
+        if state.get("ranks"):
+            self._unread.load_state_dict(state["ranks"], self.trainer.global_rank, self.trainer.world_size)

@@ -60,16 +60,29 @@ class ValidationLoss:
 
     Attributes:
         value: The loss, the mean over all ranks; None if there is none.
-        measurable: Whether one can be measured; None while nothing was validated.
+        measurable: Whether one can be measured, on every rank that validates; None while nothing was validated.
     """
 
     def __init__(self) -> None:
         self.value: float | None = None
         self.measurable: bool | None = None
 
+    def see(self, found: bool) -> None:
+        """Learn whether a batch gave a loss."""
+        self.measurable = bool(self.measurable) or found
+
     def note(self, trainer: Trainer, monitor: str) -> None:
-        """Take what a validation logged under a name, on every rank."""
+        """Take what a validation logged under a name, on every rank: a rank without a batch knows of no loss.
+
+        Of a sanity check the loss is no news, but what it is that can be measured.
+        """
         logged = trainer.callback_metrics.get(monitor)
-        loss = torch.tensor(math.nan if logged is None else float(logged), device=trainer.strategy.root_device)
-        agreed = float(trainer.strategy.reduce(loss, reduce_op="mean"))
-        self.value = None if math.isnan(agreed) else agreed
+        if logged is not None:
+            self.measurable = True
+        loss, known = (0.0, 0.0) if logged is None else (float(logged), 1.0)
+        own = [loss, known, float(self.measurable is True), float(self.measurable is False)]
+        agreed = trainer.strategy.reduce(torch.tensor(own, device=trainer.strategy.root_device), reduce_op="sum")
+        total, count, able, unable = agreed.tolist()
+        self.measurable = able > 0 and not unable
+        if not trainer.sanity_checking:
+            self.value = None if not count or math.isnan(total) else total / count

@@ -303,11 +303,7 @@ class Sampler:
                 self.forward_ms[name] = layer.clock.collect()
 
     def state_dict(self) -> dict[str, Any]:
-        """Samples since the last tick and statistics as of then, as tensors; no rank waits for another.
-
-        A checkpoint holds those of rank 0, with which every rank goes on. Gradients are equal on all ranks anyway;
-        activations that other ranks sampled since the last tick are not known to a resumed run. Times are not saved.
-        """
+        """This rank's samples since the last tick and the statistics as of then, as tensors. Times are not saved."""
         layers = {name: layer.state_dict() for name, layer in self.layers.items()}
         return {"gradients_due": self._gradients_due, "layers": layers}
 
