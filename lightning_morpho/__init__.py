@@ -17,6 +17,7 @@ from lightning_morpho.config import (
     MorphoConfig,
     RampConfig,
     RolloutConfig,
+    StarvationConfig,
     TelemetryConfig,
     WarmupConfig,
 )
@@ -90,6 +91,7 @@ __all__ = [
     "RampConfig",
     "RandomPlace",
     "RolloutConfig",
+    "StarvationConfig",
     "Scripted",
     "Site",
     "Stage",

@@ -20,6 +20,7 @@ from lightning_morpho.config import (
     LayersConfig,
     LifecycleConfig,
     RolloutConfig,
+    StarvationConfig,
     TelemetryConfig,
     WarmupConfig,
 )
@@ -61,6 +62,7 @@ class MorphoCallback(Callback):
         lifecycle: Which stages a seed passes, and how long it stays in each.
         grafting: How a seed's output enters the host.
         warmup: Warm-up of newborns.
+        starvation: What becomes of seeds that can't learn.
         budget: Limit on added parameters.
         rollout: Who grows at all.
         tamiyo: The controller.
@@ -99,6 +101,7 @@ class MorphoCallback(Callback):
         lifecycle: LifecycleConfig | None = None,
         grafting: GraftingConfig | None = None,
         warmup: WarmupConfig | None = None,
+        starvation: StarvationConfig | None = None,
         budget: BudgetConfig | None = None,
         rollout: RolloutConfig | None = None,
         tamiyo: Tamiyo | None = None,
@@ -118,6 +121,7 @@ class MorphoCallback(Callback):
             "lifecycle": lifecycle,
             "grafting": grafting,
             "warmup": warmup,
+            "starvation": starvation,
             "budget": budget,
             "rollout": rollout,
             "tamiyo": tamiyo,

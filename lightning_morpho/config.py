@@ -21,7 +21,7 @@ from lightning_morpho.checks import (
     is_number,
     named_arguments,
 )
-from lightning_morpho.lifecycle_config import GraftingConfig, LifecycleConfig
+from lightning_morpho.lifecycle_config import GraftingConfig, LifecycleConfig, StarvationConfig
 from lightning_morpho.rollout_config import FlagConfig, GuardConfig, RampConfig, RolloutConfig
 
 __all__ = [
@@ -37,6 +37,7 @@ __all__ = [
     "MorphoConfig",
     "RampConfig",
     "RolloutConfig",
+    "StarvationConfig",
     "TelemetryConfig",
     "WarmupConfig",
     "check_section",
@@ -339,6 +340,7 @@ class MorphoConfig:
     lifecycle: LifecycleConfig = field(default_factory=LifecycleConfig)
     grafting: GraftingConfig = field(default_factory=GraftingConfig)
     warmup: WarmupConfig = field(default_factory=WarmupConfig)
+    starvation: StarvationConfig = field(default_factory=StarvationConfig)
     budget: BudgetConfig = field(default_factory=BudgetConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     model_id: str = "model"

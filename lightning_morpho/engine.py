@@ -14,6 +14,7 @@ from lightning_morpho.governor import Governor
 from lightning_morpho.inquiry import Answers, Inquiry, Measurer, Sizer, Trials
 from lightning_morpho.layers import HybridKasminaLayer, Transition
 from lightning_morpho.lifecycle import Stage
+from lightning_morpho.newborns import relieve_starved
 from lightning_morpho.optim import OptimizerLink
 from lightning_morpho.recovery import Recovery
 from lightning_morpho.tamiyo import Cull, Decision, Defer, Germinate, Keep, LayerView, Observation, Penalize, Tamiyo
@@ -121,6 +122,7 @@ class GrowthEngine:
         self._waited |= self.layers.keys() - self.on.keys()
         for layer in self.on.values():
             layer.advance(self.losses)
+        self._relieve_starved()
         observation = replace(
             self.observe(step, total_steps, measure is not None),
             can_size=sizer is not None,
@@ -195,6 +197,21 @@ class GrowthEngine:
             act([chunk], reason=decision.reason, figures=decision.figures)
         elif isinstance(decision, Defer):
             self._defer(decision)
+
+    def _relieve_starved(self) -> None:
+        for starved in relieve_starved(self.on):
+            for chunk in starved.chunks:
+                self.on_event(
+                    Notice(
+                        event="starved",
+                        tick=self.ticks,
+                        step=self.step,
+                        layer=starved.layer,
+                        chunk=chunk,
+                        reason=starved.reason,
+                        figures=starved.figures,
+                    )
+                )
 
     def _defer(self, decision: Defer) -> None:
         layer, chunk = decision.seed

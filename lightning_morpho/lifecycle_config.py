@@ -109,6 +109,40 @@ class LifecycleConfig:
 
 @named_arguments
 @dataclass(frozen=True, kw_only=True)
+class StarvationConfig:
+    """When a live seed counts as starved: it can't learn, whatever its bed costs.
+
+    A seed starves if the gradient of its parameters, relative to that of the host's weight there, is zero or far below
+    that of its neighbours (the other live seeds of its kind), or if its output does not vary although its warm-up is
+    over. It is reported. If its gradient is zero and nothing else lies in its bed, the bed gets new parameters, whose
+    output is zero; else, and if it starves again, it fades out and is culled with the reason ``starved``.
+
+    Args:
+        enabled: Whether seeds are watched at all.
+        every_n_steps: Optimizer steps of a live seed between two looks at its gradient, ``>= 1``; at its output there
+            is one a tick, in models that are not compiled.
+        looks: Looks that must agree, ``>= 1``.
+        ratio: Share of the median of its neighbours below which a seed starves, in [0, 1); an optimizer such as Adam
+            makes up for small gradients, so it should be tiny.
+        revivals: Times that a bed gets new parameters before its seeds are culled, ``>= 0``.
+    """
+
+    enabled: bool = True
+    every_n_steps: int = 8
+    looks: int = 3
+    ratio: float = 1e-6
+    revivals: int = 1
+
+    def __post_init__(self) -> None:
+        check_flags(self, "starvation", "enabled")
+        check(is_count(self.every_n_steps), "starvation.every_n_steps", "at least 1 optimizer step", self.every_n_steps)
+        check(is_count(self.looks), "starvation.looks", "at least 1 look", self.looks)
+        check(is_fraction(self.ratio) and self.ratio < 1, "starvation.ratio", "in [0, 1)", self.ratio)
+        check(is_count(self.revivals, 0), "starvation.revivals", "at least 0 times", self.revivals)
+
+
+@named_arguments
+@dataclass(frozen=True, kw_only=True)
 class GraftingConfig:
     """How a seed's output enters the host. Alpha, its blend weight, rises along ``curve`` as ``gate`` lets it.
 

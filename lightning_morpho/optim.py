@@ -154,7 +154,7 @@ class OptimizerLink:
             if bed.moving:
                 contain_gradients_(bed)
         for layer in self._layers[index]:
-            layer.morpho.note_gradients()
+            layer.morpho.note_gradients(layer._parameters.get("weight"))
         self._before[index] = [
             (local_part(p.detach()), local_part(p.detach()).clone(), bed.share)
             for bed in self._beds[index]

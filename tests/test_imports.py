@@ -39,6 +39,7 @@ ORDER = [
     "credit",
     "sizing",
     "governor",
+    "newborns",
     "views",
     "optim",
     "inquiry",

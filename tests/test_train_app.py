@@ -39,6 +39,7 @@ CHANGES = {
     "lifecycle/full": {"kind": "full"},
     **{f"grafting/{n}": {"ramp": True, "curve": c, "gate": g} for n, (c, g) in GRAFTING_PRESETS.items()},
     "governor/off": {"enabled": False},
+    "starvation/off": {"enabled": False},
     "rollout/off": {"enabled": False},
     "rollout/canary": {"percentage": 5.0},
     "rollout/half": {"percentage": 50.0},

@@ -31,6 +31,7 @@ SECTIONS: tuple[tuple[str, type], ...] = (
     ("morpho.lifecycle", config.LifecycleConfig),
     ("morpho.grafting", config.GraftingConfig),
     ("morpho.warmup", config.WarmupConfig),
+    ("morpho.starvation", config.StarvationConfig),
     ("morpho.budget", config.BudgetConfig),
     ("morpho.rollout", config.RolloutConfig),
     ("morpho.rollout.flags.<name>", config.FlagConfig),

@@ -191,6 +191,7 @@ class Bed(GrownParameters):
         generation: Generation of each of these seeds, ``(N,)``.
         kept_alpha: Blend weight of each fossil, ``(N,)``.
         alive: Which of its hidden units are not dead, bool; all of them, until the sizing rule removes some.
+        revivals: How often its seeds starved and it got new parameters.
     """
 
     _FIELDS = ("occupied", "kept", "generation", "kept_alpha", "alive")
@@ -206,6 +207,7 @@ class Bed(GrownParameters):
         self.generation = np.zeros(chunks, dtype=np.int32)
         self.kept_alpha = np.zeros(chunks, dtype=np.float32)
         self.alive = np.ones(blueprint.units, dtype=np.bool_)
+        self.revivals = 0
 
     @property
     def free(self) -> bool:
@@ -223,6 +225,14 @@ class Bed(GrownParameters):
     ) -> None:
         """Take the bed for one germination event: new parameters, trainable, no optimizer state."""
         self.occupied[list(chunks)] = True
+        self.fill(blueprint, generator)
+        self.generation[list(chunks)] = generations
+        self.alive[:] = True
+        self.revivals = 0
+        self.take(event, warmup)
+
+    def fill(self, blueprint: Blueprint, generator: torch.Generator) -> None:
+        """Draw new parameters, whose output is exactly zero."""
         values = {name: torch.zeros(shape) for name, shape in blueprint.shapes().items()}
         blueprint.reset_(values, generator)
         for name, parameter in self.values().items():
@@ -231,9 +241,6 @@ class Bed(GrownParameters):
             write_(parameter, values[name])
         for norm in self._batch_norms():
             norm.reset_parameters()
-        self.generation[list(chunks)] = generations
-        self.alive[:] = True
-        self.take(event, warmup)
 
     def count_step(self) -> None:
         """One optimizer step was made; after the first, norms forget their initial statistics."""
@@ -277,12 +284,13 @@ class Bed(GrownParameters):
     def to_dict(self) -> dict[str, Any]:
         """Everything but the parameters, as plain values."""
         state: dict[str, Any] = {name: getattr(self, name).tolist() for name in self._FIELDS}
-        return state | super().to_dict()
+        return state | {"revivals": self.revivals} | super().to_dict()
 
     def load_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what :meth:`to_dict` gave."""
         for name in self._FIELDS:
             getattr(self, name)[:] = state.get(name, True)  # beds of older checkpoints have no dead units
+        self.revivals = state.get("revivals", 0)
         super().load_dict(state)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -121,8 +121,14 @@ class GraftPlan:
         bed = self.indices[index] if self.indices else index
         return attempt(self.blueprint, values, x, y, bed, self.faults)
 
-    def look(self, x: Tensor, y: Tensor) -> None:
-        """Look once for beds that give what is not finite."""
+    def look(self, x: Tensor, y: Tensor, show: Callable[[int, Tensor, Tensor], None]) -> None:
+        """Look once at what each bed gives, above all for what is not finite.
+
+        Args:
+            x: The layer's input.
+            y: The base layer's output.
+            show: Is called with the index of each bed that gives something, ``y``, and what it gives.
+        """
         assert self.faults is not None
         source = x if self.blueprint.source == "input" else y
         for index, bed in enumerate(self.beds):
@@ -130,6 +136,7 @@ class GraftPlan:
                 seed = self._attempt(index, bed.values(), x, y)
             if seed is not None:
                 self.faults.look(self.indices[index], source, seed)
+                show(self.indices[index], y, seed)
 
 
 def attempt(

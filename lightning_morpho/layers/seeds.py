@@ -23,6 +23,7 @@ from lightning_morpho.layers.links import LinkTable
 from lightning_morpho.layers.signals import SignalTracker
 from lightning_morpho.layers.span import SpanPlan, close_links_, open_links_, rest_links_, span_plan
 from lightning_morpho.layers.stages import StageMachine, Tenancy, Transition
+from lightning_morpho.layers.starvation import Look, StarvationWatch, revivable, revive_
 from lightning_morpho.layers.taps import Hidden, Tap
 from lightning_morpho.lifecycle import Lifecycle, LifecycleError, Stage
 from lightning_morpho.state import LogicalSeed, StateTensor
@@ -52,6 +53,7 @@ class SeedBeds(nn.Module):
         stages: Stages of the seeds, and what may follow them.
         signals: What the gates of rising alphas look at.
         faults: Which seeds erred since the last tick.
+        starvation: What is seen of the gradients and outputs of live seeds.
         health: Statistics by name, one value a chunk, as last sampled; empty before.
         plan: What the live beds add to the output, None while none does.
         nursery: Those that incubate, None while none does; spans do it in their plan.
@@ -74,6 +76,7 @@ class SeedBeds(nn.Module):
         self.stages = StageMachine(name, self.kind, blueprint.site.chunks, config.lifecycle, config.grafting)
         self.signals = SignalTracker(config.grafting)
         self.faults = FaultWatch(blueprint)
+        self.starvation = StarvationWatch(blueprint, config.starvation)
         self.health: dict[str, Tensor] = {}
         self.events = 0
         self.plan: GraftPlan | SpanPlan | None = None
@@ -90,6 +93,7 @@ class SeedBeds(nn.Module):
         self.refused: str | None = None
         self.host_alive = np.ones(blueprint.route.producers[0].out_features if isinstance(blueprint, Span) else 0, bool)
         self._muted: frozenset[int] = frozenset()
+        self._watched: dict[int, np.ndarray] | None = None
         self._together = 0
         self._outdated = False
         self._forget_links()
@@ -152,7 +156,11 @@ class SeedBeds(nn.Module):
         """At the first training batch after a tick; compiled code never does."""
         self.faults.looked = True
         if isinstance(self.plan, GraftPlan):
-            self.plan.look(x.detach(), y.detach())
+            self.plan.look(x.detach(), y.detach(), self._look_at_output)
+
+    def _look_at_output(self, index: int, y: Tensor, delta: Tensor) -> None:
+        if index in self._could_starve() and not self.bed_at(index).newborn:
+            self.starvation.note_output(index, y, delta)
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """Add what the seeds give to the base layer's output.
@@ -206,6 +214,7 @@ class SeedBeds(nn.Module):
         self._outdated = self._together > 0
         if self._outdated:
             return
+        self._watched = None
         acting = self._settle_beds()
         if self.bucketed:
             acting |= {index: self.row_alpha(index) for index in self._lend_beds(len(acting))}
@@ -239,6 +248,18 @@ class SeedBeds(nn.Module):
             return False
         seeds = np.bincount(self.state.stage[self.state.bed == index], minlength=max(Stage) + 1)
         return bool(seeds[Stage.FINE_TUNING]) and not any(seeds[stage] for stage in live - {Stage.FINE_TUNING})
+
+    def _could_starve(self) -> dict[int, np.ndarray]:
+        """Which chunks of each bed have live seeds that act or incubate, and stay; bool ``(N,)``."""
+        if self._watched is None:
+            state, self._watched = self.state, {}
+            live = np.isin(state.stage, list(self.lifecycle_table.live)) & ~state.fading
+            for index in np.unique(state.bed[live]).tolist() if self.config.starvation.enabled else ():
+                rows = live & (state.bed == index) & ((state.alpha > 0) | self._incubating(index))
+                if rows.any():
+                    self._watched[index] = rows
+            self.starvation.keep_only(self._watched)
+        return self._watched
 
     def _incubating(self, index: int) -> np.ndarray:
         """Which chunks of a bed incubate, bool ``(N,)``."""
@@ -370,6 +391,7 @@ class SeedBeds(nn.Module):
         warmup = self.config.warmup.length(self.steps)
         self.bed_at(index).open(self.blueprint, wanted, generations, self.events, warmup, generator)
         open_links_(self, index, warmup, generator)
+        self.starvation.forget(index)
         self.events += 1
         self.stages.germinate(wanted, index, reason)
         self.refresh()
@@ -459,12 +481,44 @@ class SeedBeds(nn.Module):
             kept = [c for c in chunks if self.bed_at(index).kept[c]]
             if kept:
                 log.warning("Layer `%s`: kept seeds of chunks %s gave what is not finite; contained.", self.name, kept)
+            self.starvation.forget(index)  # it erred: that it gave no gradient is no wonder
             self.record_errors(own, reason="gave what is not finite, or raised")
 
-    def note_gradients(self) -> None:
-        """Remember what a gate wants to know of the gradients; called before each optimizer step."""
+    def note_gradients(self, weight: Tensor | None) -> None:
+        """Look at the gradients for gates and for seeds that starve; called before each optimizer step.
+
+        Args:
+            weight: The base layer's weight, None if it is not a parameter.
+        """
         if self.stages.climbing:
             self.signals.note_gradients(self.live_beds())
+        for index in self._could_starve():
+            bed = self.bed_at(index)
+            if self.starvation.due(bed):
+                self.starvation.note_gradient(index, bed, weight)
+
+    def looks(self) -> list[Look]:
+        """What was seen of the seeds that could starve, where it is enough; at a tick, on all ranks."""
+        watched = self._could_starve()
+        return self.starvation.read(watched, next(self.parameters()).device) if watched else []
+
+    def relieve(self, index: int, chunks: Sequence[int], *, empty: bool, figures: Mapping[str, float]) -> bool:
+        """Give starved seeds a new start, or let them fade out.
+
+        Args:
+            index: Their bed.
+            chunks: Their chunks.
+            empty: Whether they give nothing, so that new parameters, which give nothing either, change no output.
+            figures: The numbers that decided it.
+
+        Returns:
+            Whether they start anew.
+        """
+        if empty and revivable(self, index, chunks):
+            revive_(self, index)
+            return True
+        self.cull(chunks, reason="starved", figures=figures)
+        return False
 
     def _release(self, left: Iterable[Tenancy]) -> None:
         for tenancy in left:
@@ -524,6 +578,7 @@ class SeedBeds(nn.Module):
             "off": self.off,
             **self.stages.to_dict(),
             "signals": self.signals.to_dict(),
+            "starvation": self.starvation.to_dict(),
             "beds": [self.bed_at(i).to_dict() for i in range(len(self.beds))],
             "links": {key: link.to_dict() for key, link in zip(self.links, self.links.all_links(), strict=True)},
             "producers": [tap.producer.name for tap in self.inlets],
@@ -538,6 +593,7 @@ class SeedBeds(nn.Module):
         self.events, self.steps = extra["events"], extra["steps"]
         self.stages.load_dict(extra)
         self.signals.load_dict(extra.get("signals", {}))
+        self.starvation.load_dict(extra.get("starvation", {}))
         for index, bed in enumerate(extra["beds"]):
             self.bed_at(index).load_dict(bed)
         for link, saved in zip(self.links.all_links(), extra["links"].values(), strict=True):

@@ -162,19 +162,39 @@ def open_links_(seeds: SeedBeds, index: int, warmup: int, generator: torch.Gener
     bed = seeds.beds[index]
     assert isinstance(bed, Bed)
     links = [seeds.links.between(index, i) for i in _live(before)] if before is not None else []
-    if links:
-        own = bed.values()["w_in0"][0].numel()
-        fan_in = own + sum(link.weight[0].numel() for link in links)
-        with torch.no_grad():
-            for name, value in bed.values().items():
-                if name != "w_out":
-                    value.mul_((own / fan_in) ** 0.5)
-        for link in links:
-            open_younger_(link, bed, fan_in, bed.event, warmup, generator)
+    _draw_links_(bed, links, warmup, generator)
     if behind is not None:
         for j in _live(behind):
             open_older_(behind.links.between(j, index), bed.event, warmup)
         behind.refresh()
+
+
+def _draw_links_(bed: Bed, links: Sequence[Link], warmup: int, generator: torch.Generator) -> None:
+    """Random links to a bed whose output is zero; it and they share the fan-in."""
+    if not links:
+        return
+    own = bed.values()["w_in0"][0].numel()
+    fan_in = own + sum(link.weight[0].numel() for link in links)
+    with torch.no_grad():
+        for name, value in bed.values().items():
+            if name != "w_out":
+                value.mul_((own / fan_in) ** 0.5)
+    for link in links:
+        open_younger_(link, bed, fan_in, bed.event, warmup, generator)
+
+
+def redraw_links_(seeds: SeedBeds, index: int, generator: torch.Generator) -> None:
+    """Begin anew with the links of a bed that does; those behind it were fed nothing by it so far."""
+    if not isinstance(seeds.blueprint, Span):
+        return
+    bed = seeds.bed_at(index)
+    _draw_links_(bed, [link for _, link in seeds.links.live(index)], bed.warmup, generator)
+    behind = _behind(seeds)
+    for j in _live(behind) if behind is not None else ():
+        assert behind is not None
+        link = behind.links.between(j, index)
+        if not link.free:
+            open_older_(link, bed.event, bed.warmup)
 
 
 def close_links_(seeds: SeedBeds, index: int) -> None:

@@ -19,7 +19,7 @@ EVENTS_FILE = "morpho_events.jsonl"
 FindingKind = Literal["assessed", "tried", "resized"]
 """What can be found out about a layer: the worth of growing, how a trial went, how many units were needed."""
 
-NoticeKind = Literal["deferred"]
+NoticeKind = Literal["deferred", "starved"]
 """What is to be known of a seed and is no transition."""
 
 EVENT_KINDS: tuple[str, ...] = (

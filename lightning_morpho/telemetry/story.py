@@ -23,6 +23,7 @@ SENTENCES: Mapping[str, str] = {
     "tried": "Trials were made at step {when}: {found}.",
     "resized": "What had grown was made as small as validation allows at step {when}: {found}.",
     "deferred": "A decision was put off {times} ({why}).",
+    "starved": "Seeds that could not learn were found {times}, at step {when} ({why}).",
     "refused": "Growth that was asked for was refused {times} ({why}).",
     "restored": "Training diverged and was taken back {times}, at step {when} ({why}).",
     "rollout": "The rollout switched layers {times}, at step {when} ({why}).",
