@@ -325,6 +325,7 @@ class GrowthEngine:
             "penalised": self._penalised,
             "penalty": self.optimizers.penalty.state_dict(),
             "faults": {name: layer.morpho.faults.state_dict() for name, layer in self.layers.items()},
+            "starvation": {name: layer.morpho.starvation.state_dict() for name, layer in self.layers.items()},
             **self.inquiry.state_dict(),
             **self.recovery.state_dict(),
         }
@@ -349,3 +350,6 @@ class GrowthEngine:
         for name, faults in state.get("faults", {}).items():
             if name in self.layers:
                 self.layers[name].morpho.faults.load_state_dict(faults)
+        for name, seen in state.get("starvation", {}).items():
+            if name in self.layers:
+                self.layers[name].morpho.starvation.load_state_dict(seen)

@@ -62,7 +62,8 @@ def _same_weights(model: nn.Module) -> Iterator[None]:
 @contextlib.contextmanager
 def _same_seeds(layers: Mapping[str, HybridKasminaLayer]) -> Iterator[None]:
     held = [layer.morpho for layer in layers.values()]
-    saved = [(seeds, seeds.get_extra_state(), seeds.faults.state_dict(), seeds.on_transition) for seeds in held]
+    saved = [(seeds, seeds.get_extra_state(), seeds.on_transition) for seeds in held]
+    seen = [(watch, watch.state_dict()) for seeds in held for watch in (seeds.faults, seeds.starvation)]
     gradients = [(p, p.grad) for seeds in held for p in seeds.parameters()]
     try:
         for seeds in held:
@@ -70,10 +71,11 @@ def _same_seeds(layers: Mapping[str, HybridKasminaLayer]) -> Iterator[None]:
         yield
     finally:
         clear_taps(layers.values())
-        for seeds, state, faults, receiver in saved:
+        for seeds, state, receiver in saved:
             seeds.set_extra_state(state)
-            seeds.faults.load_state_dict(faults)
             seeds.on_transition = receiver
+        for watch, before in seen:
+            watch.load_state_dict(before)
         for parameter, gradient in gradients:
             parameter.grad = gradient  # topology that is loaded starts without
 

@@ -578,7 +578,6 @@ class SeedBeds(nn.Module):
             "off": self.off,
             **self.stages.to_dict(),
             "signals": self.signals.to_dict(),
-            "starvation": self.starvation.to_dict(),
             "beds": [self.bed_at(i).to_dict() for i in range(len(self.beds))],
             "links": {key: link.to_dict() for key, link in zip(self.links, self.links.all_links(), strict=True)},
             "producers": [tap.producer.name for tap in self.inlets],
@@ -593,7 +592,6 @@ class SeedBeds(nn.Module):
         self.events, self.steps = extra["events"], extra["steps"]
         self.stages.load_dict(extra)
         self.signals.load_dict(extra.get("signals", {}))
-        self.starvation.load_dict(extra.get("starvation", {}))
         for index, bed in enumerate(extra["beds"]):
             self.bed_at(index).load_dict(bed)
         for link, saved in zip(self.links.all_links(), extra["links"].values(), strict=True):

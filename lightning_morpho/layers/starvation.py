@@ -167,12 +167,12 @@ class StarvationWatch:
         varied = spread if -outputs >= self.config.looks else None
         return Look(index, chunks, gradient, host > 0, varied)
 
-    def to_dict(self) -> dict[str, Any]:
-        """What was seen, as plain values."""
+    def state_dict(self) -> dict[str, Any]:
+        """What was seen so far, as plain values; waits for the device if there is any."""
         return {str(index): seen.tolist() for index, seen in self._seen.items()}
 
-    def load_dict(self, saved: Mapping[str, Any]) -> None:
-        """Restore what :meth:`to_dict` gave."""
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """Restore what :meth:`state_dict` gave."""
         self._seen = {int(index): torch.tensor(seen) for index, seen in saved.items()}
 
 
