@@ -340,5 +340,5 @@ def test_what_was_seen_is_saved_and_costs_nothing_without_live_seeds(make_layer,
     other.load_state_dict(saved)
     assert_equal(other.state_dict(), saved)
     made.morpho.roll_back()
-    assert made.morpho.starvation.state_dict() == {}
+    assert made.morpho.looks() == [] and made.morpho.starvation.state_dict() == {}
     link.close()
