@@ -7,6 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+_BLOCK = 64
+"""Units that are chosen before the residual covariance is brought up to date."""
+
 
 @dataclass
 class Moments:
@@ -75,24 +78,29 @@ def greedy_order(second: Tensor, weights: Tensor, fixed: int = 0) -> list[int]:
     """
     rest = second.double().clone()
     explained = rest @ weights.double()
-    floor = 1e-9 * rest.diagonal().clamp(min=0).mean().clamp(min=torch.finfo(torch.float64).tiny)
-    open_, order = torch.ones(len(rest), dtype=torch.bool), []
-    for position in range(len(rest)):
-        if position < fixed:
-            unit = position
-        else:
-            variance = rest.diagonal()
-            gain = explained.square().sum(1) / variance.clamp(min=floor)
-            gain[variance <= floor] = 0  # a combination of the units taken before
-            unit = int(torch.where(open_, gain, -1.0).argmax())
-        order.append(unit)
-        open_[unit] = False
-        variance = rest[unit, unit].clone()
-        if variance > floor:
-            column = rest[:, unit] / variance
-            explained -= torch.outer(column, explained[unit].clone())
-            rest -= torch.outer(column, rest[unit].clone())
+    variance = rest.diagonal().clone()
+    floor = 1e-9 * variance.clamp(min=0).mean().clamp(min=torch.finfo(torch.float64).tiny)
+    open_ = torch.ones(len(rest), dtype=torch.bool)
+    order: list[int] = []
+    while len(order) < len(rest):
+        panel = rest.new_zeros(len(rest), min(_BLOCK, len(rest) - len(order)))
+        for column in panel.T:  # what the units of this block explain is taken from `rest` at its end, all at once
+            unit = len(order) if len(order) < fixed else _best(explained, variance, open_, floor)
+            order.append(unit)
+            open_[unit] = False
+            if variance[unit] > floor:
+                column.copy_((rest[unit] - panel @ panel[unit]) / variance[unit].sqrt())
+                explained -= torch.outer(column, explained[unit] / column[unit])
+                variance -= column.square()
+        rest.addmm_(panel, panel.T, alpha=-1)
     return order
+
+
+def _best(explained: Tensor, variance: Tensor, open_: Tensor, floor: Tensor) -> int:
+    """The open unit that explains most of what is left."""
+    gain = explained.square().sum(1) / variance.clamp(min=floor)
+    gain[variance <= floor] = 0  # a combination of the units taken before
+    return int(torch.where(open_, gain, -1.0).argmax())
 
 
 def stand_in(mean: Tensor, second: Tensor, keep: list[int], drop: list[int], ridge: float) -> tuple[Tensor, Tensor]:

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lightning_morpho.sizing import selection
 from lightning_morpho.sizing.selection import Moments, candidate_widths, fold, greedy_order, stand_in
 
 
@@ -34,6 +35,18 @@ def test_each_step_of_the_selection_takes_the_unit_that_explains_most(seed, unit
     for taken in range(fixed, units):
         gains = [explained(second, weights, [*order[:taken], u]) for u in order[taken:]]
         assert gains[0] == pytest.approx(max(gains), rel=1e-6, abs=1e-9)
+
+
+@pytest.mark.parametrize("rank", [None, 5])
+def test_the_order_does_not_depend_on_how_many_units_are_taken_at_once(rank, monkeypatch):
+    """Layers wider than a block would else lose the wrong units."""
+    second = torch.from_numpy(covariance(23, 4, rank))
+    weights = torch.from_numpy(np.random.default_rng(5).normal(size=(23, 3)))
+    at_once = greedy_order(second, weights, fixed=2)
+    monkeypatch.setattr(selection, "_BLOCK", 4)
+    in_blocks = greedy_order(second, weights, fixed=2)
+    assert in_blocks[: rank or 23] == at_once[: rank or 23]
+    assert sorted(in_blocks) == list(range(23))
 
 
 @settings(max_examples=25, deadline=None)
