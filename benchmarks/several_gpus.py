@@ -322,9 +322,10 @@ def process(arguments: argparse.Namespace) -> None:
             if int(os.environ["RANK"]) == 0:
                 with (arguments.out / "rows.jsonl").open("a") as file:
                     file.writelines(json.dumps(row) + "\n" for row in rows)
-    if dist.is_initialized():  # while the group stands, torch may abort at exit
+    if dist.is_initialized():  # torch's threads may abort at a normal exit, with or without their group
         dist.barrier()
-        dist.destroy_process_group()
+        sys.stdout.flush()
+        os._exit(0)
 
 
 # ---------------------------------------------------------------- the command

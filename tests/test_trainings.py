@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import pickle
 import random
+import re
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -478,6 +480,56 @@ def test_one_endless_epoch_grows_by_steps(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path, callback, max_steps=60, max_epochs=-1, val_check_interval=20)
     trainer.fit(Host(linear_net()), DataLoader(Stream(), batch_size=16), loaders()["val_dataloaders"])
     assert any("lower" in e["figures"] for e in events(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("length", "words"),
+    [
+        ({"max_steps": 8, "max_epochs": -1}, "may have none.*`every_n_steps=0.05`"),
+        ({"max_epochs": 2, "limit_train_batches": 3}, "has 2 of them.*`every_n_steps=0.05`"),
+        ({"max_steps": 9, "max_epochs": -1, "limit_train_batches": 4, "accumulate_grad_batches": 2}, None),
+    ],
+)
+def test_a_training_with_hardly_a_tick_says_so(length: dict[str, Any], words: str | None, tmp_path: Path) -> None:
+    """With the defaults an endless epoch had its only tick at the very end: nothing grew, without a word."""
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        train = DataLoader(Stream(), batch_size=16) if words and "none" in words else loaders()["train_dataloaders"]
+        make_trainer(tmp_path, MorphoCallback(), **length).fit(Host(linear_net()), train, loaders()["val_dataloaders"])
+    texts = [str(w.message) for w in told if "decision ticks are at epochs' ends" in str(w.message)]
+    assert len(texts) == (words is not None) and all(re.search(words or "", text) for text in texts)
+
+
+@pytest.mark.parametrize("use", ["validate", "test", "predict"])
+def test_a_grown_checkpoint_is_evaluated_as_it_was_saved(use: str, tmp_path: Path) -> None:
+    class Predicts(Host):
+        def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
+            return self.net(batch[0])
+
+    L.seed_everything(0)
+    module = Predicts(linear_net())
+    trainer = train(tmp_path, module, quick(), max_epochs=4)
+    trainer.save_checkpoint(tmp_path / "grown.ckpt")
+    held_out = loaders()["val_dataloaders"]
+    expected = getattr(trainer, use)(module, held_out)
+    fresh = make_trainer(tmp_path, quick())
+    found = getattr(fresh, use)(Predicts(linear_net()), held_out, ckpt_path=tmp_path / "grown.ckpt")
+    assert_equal(expected, found)
+
+
+def test_a_module_that_swaps_its_layers_itself_loads_by_lightnings_own_call(tmp_path: Path) -> None:
+    class Swapped(Host):
+        def __init__(self) -> None:
+            super().__init__(linear_net())
+            morph_(self, quick().config)
+
+    L.seed_everything(0)
+    module = Swapped()
+    train(tmp_path, module, quick(), max_epochs=4).save_checkpoint(tmp_path / "grown.ckpt")
+    loaded = Swapped.load_from_checkpoint(tmp_path / "grown.ckpt")
+    assert any(not layer.morpho.dormant for layer in hybrid_layers(loaded).values())
+    x = torch.randn(5, 8)
+    assert torch.equal(module.eval().net(x), loaded.eval().net(x))
 
 
 def test_early_stopping_may_watch_growth(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from lightning_morpho.governor import Governor
 from lightning_morpho.integrations.averaging import align_averages, averaged_models
 from lightning_morpho.integrations.compilation import allow_recompilations, is_compiled
 from lightning_morpho.integrations.description import describe_run
-from lightning_morpho.integrations.duration import tick_steps, total_steps
+from lightning_morpho.integrations.duration import few_ticks, tick_steps, total_steps
 from lightning_morpho.integrations.journal import Journal
 from lightning_morpho.integrations.pair_watch import PairWatch
 from lightning_morpho.integrations.ranks import gather_objects
@@ -34,6 +34,7 @@ from lightning_morpho.layers import clear_taps
 from lightning_morpho.optim import OptimizerLink
 from lightning_morpho.run_config import RunConfig
 from lightning_morpho.surgery import EligibilityReport, hybrid_layers
+from lightning_morpho.tamiyo import Never
 from lightning_morpho.tamiyo.replay import describe_policy
 
 
@@ -122,6 +123,9 @@ class GrowthRun:
         trainer, layers = self.trainer, self.engine.layers
         # Not before: asking for the length of training sets up the loaders, whose state is restored in between.
         self._tick_steps = tick_steps(trainer, self.config.every_n_steps)
+        few = None if self._tick_steps or trainer.fast_dev_run else few_ticks(trainer)  # type: ignore[attr-defined]
+        if few is not None and not isinstance(self.config.tamiyo, Never):
+            rank_zero_warn(f"MorphoCallback: {few}")
         for layer in layers.values():
             layer.morpho.wake()
         description = describe_run(trainer, self.pl_module, layers, self.report, self.config.sections())
