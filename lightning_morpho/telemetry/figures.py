@@ -159,9 +159,8 @@ def seed_figures(seeds: SeedBeds, records: Records) -> dict[str, np.ndarray]:
     """
     state = seeds.state
     credit = np.full((len(Credit._fields), len(state)), math.nan)
-    for chunk in np.flatnonzero(state.stage != Stage.DORMANT).tolist():
-        record = records.get((chunk, int(state.generation[chunk])))
-        if record is not None:
+    for (chunk, generation), record in records.items():
+        if record.figures and state.stage[chunk] != Stage.DORMANT and state.generation[chunk] == generation:
             credit[:, chunk] = credit_of(record)
     known = {name: getattr(state, name).copy() for name in ("stage", "age", "alpha", "generation", "errors")} | {
         "parameters": _parameters(seeds),
@@ -193,12 +192,13 @@ def layer_figures(layer: HybridKasminaLayer, records: Records, forward_ms: float
     figures = seed_figures(seeds, records)
     counts = np.bincount(figures["stage"], minlength=len(Stage))
     occupied = [seeds.bed_at(i).occupied for i in range(len(seeds.beds))]
+    judged = [r for r in records.values() if r.figures and r.stage in _IN_PLACE]
     values = {
         "alpha": float(figures["alpha"].mean()),
         "active_share": float(np.any(occupied, axis=0).mean()) if occupied else 0.0,
         "added_parameters": float(seeds.live_parameters),
         "errors": float(figures["errors"].sum()),
-        "credit": _sum_known(np.array([contribution_of(r) for r in records.values() if r.stage in _IN_PLACE])),
+        "credit": _sum_known(np.array([contribution_of(r) for r in judged])),
         "forward_ms": forward_ms,
     }
     sampled = {name: _mean_known(figures[name]) for name in seeds.health}

@@ -76,6 +76,8 @@ def plain(value: Any) -> Any:
         >>> plain({"loss": float("nan"), "shape": (2, np.int64(3))})
         {'loss': None, 'shape': [2, 3]}
     """
+    if type(value) is float:  # by far the most
+        return value if math.isfinite(value) else None
     if isinstance(value, enum.Enum):
         return value.name
     if value is None or isinstance(value, (str, bool, int)):

@@ -5,16 +5,19 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import lightning as L
 import torch
 from torch import Tensor, nn
 
-from benchmarks.architectures import ARCHITECTURES, images
+from benchmarks.architectures import ARCHITECTURES, data, images
 from lightning_morpho import (
     BlueprintConfig,
     LayersConfig,
     LifecycleConfig,
+    MorphoCallback,
     MorphoConfig,
     OptimizerLink,
+    TelemetryConfig,
     WarmupConfig,
     confirm_pairs_,
     hybrid_layers,
@@ -41,10 +44,9 @@ def config(kind: str, **options: Any) -> MorphoConfig:
 
 
 def architecture(name: str) -> tuple[nn.Module, Tensor]:
-    """A net as it is before growth, and a batch; ``adapter`` is a transformer that is frozen."""
+    """A net as it is before growth, and a batch."""
     torch.manual_seed(0)
-    net = ARCHITECTURES["gpt" if name == "adapter" else name]().net
-    net.requires_grad_(name != "adapter")
+    net = ARCHITECTURES[name]().net
     x = images(6, 0).tensors[0]
     return net, x.flatten(1)[:, :4] if name == "gan" else x
 
@@ -81,8 +83,26 @@ def host_alone(model: nn.Module, x: Tensor) -> Tensor:
     return host(x)
 
 
+def adapted(kind: str) -> tuple[nn.Module, Tensor]:
+    """A frozen transformer that ``preset="adapt_pretrained"`` adapted in a Trainer, by seeds of this kind."""
+    torch.manual_seed(0)
+    module = ARCHITECTURES["gpt"]()
+    callback = MorphoCallback(
+        preset="adapt_pretrained",
+        blueprint=BlueprintConfig(kind=kind, hidden=4),
+        warmup=WarmupConfig(steps=0, min_steps=0),
+        telemetry=TelemetryConfig(log=False, events=False, table=False),
+    )
+    quiet = {name: False for name in ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")}
+    trainer = L.Trainer(max_epochs=5, accelerator="cpu", callbacks=[callback], **quiet)
+    trainer.fit(module, **data())
+    return module.net.eval(), images(6, 0).tensors[0]
+
+
 def grown(name: str, kind: str, dtype: torch.dtype = torch.float32, **options: Any) -> tuple[nn.Module, Tensor]:
-    """A net that grew."""
+    """A net that grew; ``adapter``: a trained host that was adapted (float32 alone)."""
+    if name == "adapter":
+        return adapted(kind)
     model, x = architecture(name)
     model, x = model.to(dtype), x.to(dtype)
     one_channel = {"seeds": 1} if name == "unet" else {}  # its last layer has a single channel
