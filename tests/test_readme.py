@@ -17,12 +17,19 @@ BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), 
 @pytest.mark.slow
 @pytest.mark.parametrize("code", BLOCKS, ids=range(len(BLOCKS)))
 def test_code_blocks_run(
-    code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    code: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     exec(compile(code, "README.md", "exec"), {})
-    printed = capsys.readouterr().out
+    printed = capsys.readouterr().out + caplog.text
     if "trainer.fit" in code:
+        shown = re.findall(r"```text\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)[0].splitlines()
+        said = [line for line in shown if line.startswith(("MorphoCallback", "  + ", "morpho:"))]
+        assert [line for line in said if line not in printed] == []
         assert "FOSSILIZED" in printed and "test_acc" in printed
 
 

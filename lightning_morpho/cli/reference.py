@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lightning_morpho import config
+from lightning_morpho.callback import MorphoCallback
 from lightning_morpho.tamiyo import (
     AllAtStart,
     AutoSize,
@@ -74,7 +75,17 @@ def run(options: argparse.Namespace) -> int:
 
 def reference_page() -> str:
     """All configuration classes as one Markdown page."""
-    return HEAD + "".join(section(key, cls) for key, cls in SECTIONS)
+    return HEAD + callback_section() + "".join(section(key, cls) for key, cls in SECTIONS)
+
+
+def callback_section() -> str:
+    """The callback's own arguments, those that are no section."""
+    texts = arguments(inspect.getdoc(MorphoCallback) or "")
+    sections = {key.removeprefix("morpho.").split(" ")[0] for key, _ in SECTIONS}
+    own = [p for name, p in inspect.signature(MorphoCallback).parameters.items() if name not in sections]
+    rows = [f"| `{p.name}` | `{_plain(p.default)}` | {texts[p.name]} |" for p in own]
+    head = "\n## `morpho`\n\n`lightning_morpho.MorphoCallback`: the callback itself; its sections follow.\n"
+    return "\n".join([head, "| key | default | |", "|---|---|---|", *rows]) + "\n"
 
 
 def section(key: str, cls: type) -> str:
@@ -118,6 +129,11 @@ def _default(item: dataclasses.Field[Any]) -> str:
         value = item.default_factory()
     if dataclasses.is_dataclass(value):
         return "see below"
+    return _plain(value)
+
+
+def _plain(value: Any) -> str:
+    """A value as YAML has it."""
     if isinstance(value, tuple):
         value = list(value)
     return {"None": "null", "True": "true", "False": "false"}.get(str(value), str(value))
