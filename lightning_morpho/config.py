@@ -174,10 +174,14 @@ class BudgetConfig:
             many as the eligible layers hold, within 100 thousand and 10 million.
         memory: Most memory of these parameters in MiB, ``> 0``, their gradients and two values of optimizer state
             each (as Adam has them) included; activations are not. None: no limit of its own.
+        flops: Most floating-point operations that growth may add to a forward pass, as a share of those of the
+            eligible layers, ``> 0``: 0.5 makes it at most one and a half times as dear. They are counted on the first
+            training batch, nothing germinates before. None: no limit of its own.
     """
 
     parameters: int | Auto = AUTO
     memory: float | None = None
+    flops: float | None = None
 
     def __post_init__(self) -> None:
         check(
@@ -188,6 +192,8 @@ class BudgetConfig:
         )
         positive = self.memory is None or (is_number(self.memory) and self.memory > 0)
         check(positive, "budget.memory", "a positive number of MiB, or null", self.memory)
+        positive = self.flops is None or (is_number(self.flops) and self.flops > 0)
+        check(positive, "budget.flops", "a positive share of the layers' own, or null", self.flops)
 
     def limit(self, eligible_parameters: int, bytes_each: int = 4) -> int:
         """The limit in parameters.

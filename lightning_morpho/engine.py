@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
+from lightning_morpho.flops import FlopBudget
 from lightning_morpho.governor import Governor
 from lightning_morpho.inquiry import Answers, Inquiry, Measurer, Sizer, Trials
 from lightning_morpho.layers import HybridKasminaLayer, Transition
@@ -33,8 +35,11 @@ class GrowthEngine:
         optimizers: Link to the run's optimizers.
         on_event: Receives each event as it happens.
         governor: Takes a run that diverges back; None: nothing does.
+        flops: Most operations that growth may add to a forward pass, as a share of those of the layers; None: no limit.
+            Positions are to be counted first, see ``budget``.
 
     Attributes:
+        budget: What a forward pass costs, see :class:`~lightning_morpho.flops.FlopBudget`.
         on_decided: Receives what each tick's decisions rest on, and the decisions, before they are carried out.
         ticks: Decision ticks so far.
         losses: Validation loss at each of them, None where there was none.
@@ -51,6 +56,7 @@ class GrowthEngine:
         optimizers: OptimizerLink,
         on_event: Callable[[AnyEvent], None] = lambda event: None,
         governor: Governor | None = None,
+        flops: float | None = None,
     ) -> None:
         self.layers = layers
         self.tamiyo = tamiyo
@@ -69,8 +75,10 @@ class GrowthEngine:
         self._refused: set[str] = set()
         self._deferred: dict[SeedKey, int] = {}
         self._births: dict[SeedKey, tuple[float, ...]] = {}
-        for layer in layers.values():
+        self.budget = FlopBudget(layers, flops)
+        for name, layer in layers.items():
             layer.morpho.on_transition = self._record
+            layer.morpho.objection = partial(self.budget.problem, name)
         self.inquiry = Inquiry(layers, self._views, lambda event: self.on_event(event))
         self.recovery = Recovery(layers, optimizers, governor, lambda event: self.on_event(event))
 
@@ -78,7 +86,7 @@ class GrowthEngine:
         """Let go of layers and optimizers."""
         self.optimizers.close()
         for layer in self.layers.values():
-            layer.morpho.on_transition = None
+            layer.morpho.on_transition = layer.morpho.objection = None
 
     def begin(self, *, step: int, total_steps: int | None) -> None:
         """Before the first training step: what Tamiyo wants to grow from the start."""
@@ -229,19 +237,30 @@ class GrowthEngine:
         )
 
     def _germinate(self, decision: Germinate) -> None:
-        """Grow, unless the learning rate has decayed so far that newborns would hardly learn."""
+        """Grow, unless a budget is spent or the learning rate has decayed so far that newborns would hardly learn."""
         name, seeds = decision.layer, self.layers[decision.layer].morpho
-        share, least = self.optimizers.rate_share(name), seeds.config.warmup.min_rate
-        if share >= least or decision.force:
-            self._refused.discard(name)
-            seeds.renew()  # where a seed was kept at this tick the next one may grow at once
-            seeds.germinate(decision.chunks, reason=decision.reason)
-        elif name not in self._refused:
+        reason = self.budget.problem(name) or (None if decision.force else self._decayed(name))
+        if reason is not None:
+            self._refuse(name, reason)
+            return
+        self._refused.discard(name)
+        seeds.renew()  # where a seed was kept at this tick the next one may grow at once
+        seeds.germinate(decision.chunks, reason=decision.reason)
+
+    def _decayed(self, name: str) -> str | None:
+        """Why the learning rate of a layer's beds speaks against newborns, None if it does not."""
+        share, least = self.optimizers.rate_share(name), self.layers[name].morpho.config.warmup.min_rate
+        if share >= least:
+            return None
+        return (
+            f"the learning rate has decayed to {share:.0%} of its peak, newborns would learn too little: grow "
+            f"earlier, or lower `warmup.min_rate` ({least:g})"
+        )
+
+    def _refuse(self, name: str, reason: str) -> None:
+        """Say once why a layer does not grow, until it grows again."""
+        if name not in self._refused:
             self._refused.add(name)
-            reason = (
-                f"the learning rate has decayed to {share:.0%} of its peak, newborns would learn too little: grow "
-                f"earlier, or lower `warmup.min_rate` ({least:g})"
-            )
             self.on_event(Refusal(tick=self.ticks, step=self.step, layer=name, reason=reason))
 
     def observe(self, step: int, total_steps: int | None, can_measure: bool) -> Observation:
@@ -269,12 +288,21 @@ class GrowthEngine:
         return reports_of(self.records, self.losses, self.layers, self.step, self.inquiry.trials)
 
     def _views(self) -> tuple[LayerView, ...]:
-        places = enumerate(self.layers.items())
-        return tuple(
-            layer_view(name, layer, position, waited=name in self._waited)
-            for position, (name, layer) in places
-            if not layer.morpho.off
-        )
+        views = []
+        for position, (name, layer) in enumerate(self.layers.items()):
+            if not layer.morpho.off:
+                view = layer_view(name, layer, position, waited=name in self._waited)
+                views.append(self._within_budget(view))
+        return tuple(views)
+
+    def _within_budget(self, view: LayerView) -> LayerView:
+        """The layer as it is to be seen: a budget that is spent leaves no bed."""
+        problem = self.budget.problem(view.name) if view.growable else None
+        if problem is None:
+            return view
+        if self.budget.positions is not None:
+            self._refuse(view.name, problem)
+        return replace(view, free_beds=0)
 
     @property
     def on(self) -> dict[str, HybridKasminaLayer]:
@@ -326,6 +354,7 @@ class GrowthEngine:
             "penalty": self.optimizers.penalty.state_dict(),
             "faults": {name: layer.morpho.faults.state_dict() for name, layer in self.layers.items()},
             "starvation": {name: layer.morpho.starvation.state_dict() for name, layer in self.layers.items()},
+            "positions": self.budget.positions,
             **self.inquiry.state_dict(),
             **self.recovery.state_dict(),
         }
@@ -339,6 +368,7 @@ class GrowthEngine:
         self.records = [SeedRecord(**record) for record in state["records"]]
         self._last_round = max((record.born_tick for record in self.records), default=None)
         self._waited = set(state.get("waited", ()))
+        self.budget.positions = state.get("positions")
         self._deferred = {(layer, chunk): count for layer, chunk, count in state.get("deferred", ())}
         self.recovery.step = self.step
         self.recovery.load_state_dict(state)

@@ -24,6 +24,7 @@ ORDER = [
     "kernels",
     "blueprints",
     "layers",
+    "flops",
     "rollout",
     "allocation",
     "surgery",

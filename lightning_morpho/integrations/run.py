@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
@@ -12,6 +13,7 @@ from torch.optim import Optimizer
 
 from lightning_morpho.confirmation import fallbacks, review
 from lightning_morpho.engine import GrowthEngine
+from lightning_morpho.flops import counted_positions
 from lightning_morpho.freezing import FrozenHost
 from lightning_morpho.governor import Governor
 from lightning_morpho.integrations.averaging import align_averages, averaged_models
@@ -80,7 +82,9 @@ class GrowthRun:
             self._prepare_compiled(layers)
         self._reporter = Reporter(trainer, layers, config.telemetry, pl_module.device, sample=not compiled)
         governor = self._make_governor() if config.governor.enabled else None
-        self.engine = GrowthEngine(layers, config.tamiyo, link, self._reporter.note, governor)
+        self.engine = GrowthEngine(
+            layers, config.tamiyo, link, self._reporter.note, governor, config.model.budget.flops
+        )
         self._training_loss = TrainingLoss()
         self._unread = Unread(self.engine, self._training_loss, self._reporter.sampler)
         self._ranks: list[dict[str, Any]] = []
@@ -88,6 +92,8 @@ class GrowthRun:
         self._resumed = False
         self._tick_steps: int | None = None
         self._pairs = PairWatch(pl_module)
+        self._meter = ExitStack()
+        self._positions: dict[str, int] = {}
 
     def _prepare_compiled(self, layers: Mapping[str, Any]) -> None:
         """Let dynamo compile as often as there are topologies; nothing but they may change from step to step."""
@@ -163,6 +169,7 @@ class GrowthRun:
     def close(self) -> None:
         """Let go of layers, optimizers and progress bar."""
         self._pairs.stop()
+        self._meter.close()
         self._reporter.close()
         self.engine.close()
 
@@ -172,6 +179,8 @@ class GrowthRun:
         self._reporter.sampler.open(self._batches)
         clear_taps(self.engine.layers.values())
         tell_loss_scale(self.trainer, self.engine.layers)
+        if self.engine.budget.wanted:
+            self._positions = self._meter.enter_context(counted_positions(self.engine.layers))
         self._pairs.open()
 
     def settle_gradients(self, optimizer: Optimizer) -> None:
@@ -184,6 +193,9 @@ class GrowthRun:
         refused = self._pairs.close()
         if refused is not None:
             self._tell_pairs(refused)
+        if self.engine.budget.wanted:
+            self._meter.close()
+            self.engine.budget.positions = _summed(gather_objects(self._positions))
         self._reporter.sampler.close()
         self._rollout.timer.stop()
         if self._training_loss.empty or self._reporter.sampler.due(self._batches):
@@ -321,3 +333,7 @@ class GrowthRun:
             self._reporter.load_state_dict(state["reporter"])
         if state.get("ranks"):
             self._unread.load_state_dict(state["ranks"], self.trainer.global_rank, self.trainer.world_size)
+
+
+def _summed(ranks: Sequence[Mapping[str, int]]) -> dict[str, int]:
+    return {name: sum(rank[name] for rank in ranks) for name in ranks[0]}

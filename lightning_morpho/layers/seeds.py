@@ -63,6 +63,7 @@ class SeedBeds(nn.Module):
             often, however many germinate.
         off: Whether the base implementation runs, and all seeds stand still.
         features: Further features of the layer by the name of their flag.
+        objection: Says why the layer may not take a germination now, None if it may; a budget of the run.
     """
 
     def __init__(self, name: str, blueprint: Blueprint, beds: int, like: Tensor, config: MorphoConfig) -> None:
@@ -103,10 +104,11 @@ class SeedBeds(nn.Module):
     def _forget_links(self) -> None:
         self.observer: Callable[[Tensor], None] | None = None
         self.on_change: Callable[[], None] | None = None
+        self.objection: Callable[[], str | None] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         # These point at the run; a copy has none. `on_change` points at the layer, and is copied with it.
-        return self.__dict__ | {"observer": None}
+        return self.__dict__ | {"observer": None, "objection": None}
 
     @property
     def state(self) -> StateTensor:
@@ -357,6 +359,9 @@ class SeedBeds(nn.Module):
                 f"Layer `{self.name}`: all {len(self.beds)} beds are taken. Raise `layers.beds` "
                 "(and `budget.parameters`), or cull a seed first."
             )
+        objection = None if self.objection is None else self.objection()
+        if objection is not None:
+            raise LifecycleError(f"Layer `{self.name}` can't grow now: {objection}.")
         return wanted
 
     def _check_pair(self) -> None:
