@@ -10,7 +10,7 @@ import lightning as L
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
-from torch import nn
+from torch import Tensor, nn
 
 from hosts import Host, assert_equal, linear_net, loaders, make_trainer
 from lightning_morpho import (
@@ -117,6 +117,63 @@ def convolution_and_norm() -> nn.Sequential:
         nn.Flatten(),
         nn.Linear(16, 3),
     )
+
+
+class Residual(nn.Module):
+    """A branch beside a shortcut."""
+
+    def __init__(self, *branch: nn.Module) -> None:
+        super().__init__()
+        self.branch = nn.Sequential(*branch)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.branch(x)
+
+
+class Attention(nn.Module):
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.qkv, self.out = nn.Linear(size, 3 * size), nn.Linear(size, size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).chunk(3, -1)
+        return self.out(nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True))
+
+
+def resnet(width: int) -> nn.Sequential:
+    """Batch norms in, behind and outside the residual block."""
+    inside = [nn.Conv2d(4, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
+    block = Residual(*inside, nn.Conv2d(width, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4))
+    enter = [nn.Unflatten(1, (1, 2, 4)), nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU()]
+    return nn.Sequential(*enter, block, nn.ReLU(), nn.Flatten(), nn.Linear(32, 3))
+
+
+def transformer(width: int) -> nn.Sequential:
+    """One block over eight tokens."""
+    feed_forward = Residual(nn.LayerNorm(6), nn.Linear(6, width), nn.GELU(), nn.Linear(width, 6))
+    enter = [nn.Unflatten(1, (8, 1)), nn.Linear(1, 6)]
+    return nn.Sequential(*enter, Residual(nn.LayerNorm(6), Attention(6)), feed_forward, nn.Flatten(), nn.Linear(48, 3))
+
+
+@pytest.mark.parametrize(("sizing", "width"), [("grow", 2), ("both", 12), ("shrink", 24)])
+@pytest.mark.parametrize("net", [resnet, transformer])
+def test_residual_nets_and_transformers_find_their_size(net, sizing, width, tmp_path):
+    """The units go without a jump of the held-out errors, and the plain net that leaves says the same."""
+    L.seed_everything(0)
+    module, morpho = Host(net(width), lr=0.02), callback(sizing=sizing, explains=0.0, tolerance=5.0)
+    trainer = make_trainer(tmp_path, morpho, max_epochs=EPOCHS)
+    trainer.fit(module, **loaders())
+    found = [entry for entry in events_of(tmp_path) if entry["event"] == "resized"]
+    assert [entry["layer"] for entry in found] == ["net.4.branch.3" if net is resnet else "net.3.branch.3"]
+    for entry in found:
+        figures = entry["figures"]
+        assert figures["kept"] < figures["units"]
+        assert figures["after"] <= figures["before"] + 5
+    assert_counts_what_is_exported(module, trainer)
+    module.eval()
+    x = loaders()["val_dataloaders"].dataset.tensors[0]
+    with torch.no_grad():
+        torch.testing.assert_close(export(module).net(x), module.net(x), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "64-true"])
