@@ -96,16 +96,17 @@ def headline(results: Results, tasks: Sequence[str]) -> str:
         if results.arm(task, "shrink") and results.arm(task, "auto")
     ]
     text = WITHOUT_CHOOSING.format(every=count(grown), small=count(small), fresh=count(fresh))
-    return (
-        text
-        + table(HEADLINE, [verdict.row for verdict in grown])
-        + "\n**The control**: a static net of the budget's size, `AutoSize(sizing='shrink')`; holds on "
-        f"{count(shrunk)}.\n\n"
-        + table([name for name in HEADLINE if name != "started at"], [v.row[:3] + v.row[4:] for v in shrunk])
-        + "\nGrown minus shrunk:\n\n"
-        + table(("task", "points"), control)
-        + "\n![Test points against parameters](growth.png)\n\n"
-    )
+    text += table(HEADLINE, [verdict.row for verdict in grown])
+    if shrunk:
+        head = [name for name in HEADLINE if name != "started at"]
+        text += (
+            "\n**The control**: a static net of the budget's size, `AutoSize(sizing='shrink')`; holds on "
+            f"{count(shrunk)}.\n\n"
+            + table(head, [v.row[:3] + v.row[4:] for v in shrunk])
+            + "\nGrown minus shrunk:\n\n"
+            + table(("task", "points"), control)
+        )
+    return text + "\n![Test points against parameters](growth.png)\n\n"
 
 
 def count(verdicts: Sequence[Verdict]) -> str:
@@ -123,7 +124,7 @@ def whether(results: Results) -> str:
     if not rows:
         return ""
     static = results.widths("linear")
-    line = ", ".join(f"{width}: {mean(runs, 'test'):.2f}" for width, runs in static.items())
+    line = ", ".join(f"{width}: {mean(runs, 'test'):.2f}" for width, runs in static.items()) or "not run"
     return (
         "## Whether: a linear task\n\nA linear map to 4 outputs with noise; 8 rectified units can say it, and the host "
         f"has 8. Static widths: {line}.\n\n"
@@ -174,7 +175,7 @@ def placement(results: Results, tasks: Sequence[str]) -> str:
     ran = [arm for arm in PLACES if any(results.arm(task, arm) for task in tasks)]
     for task in tasks:
         arms = {arm: results.arm(task, arm) for arm in ran}
-        if not arms["uniform"]:
+        if not arms.get("uniform"):
             continue
         points = [f"{mean(r, 'test'):.2f} ({mean(r, 'parameters'):,.0f})" if r else "not run" for r in arms.values()]
         differences = [shown(results.compare(arms[b], arms[a])) if arms[a] and arms[b] else "" for a, b in pairs]

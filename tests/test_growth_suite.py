@@ -144,6 +144,20 @@ def test_pairs_are_runs_of_one_seed() -> None:
     assert compared.pairs == 2 and compared.difference == pytest.approx(1.0)
 
 
+@pytest.mark.parametrize("extra", [(), ("uniform", "random"), ("shrink",)])
+def test_a_page_is_written_from_whatever_has_run(task: Task, tmp_path: Path, extra: tuple[str, ...]) -> None:
+    """A stopped suite can be looked at: arms that have not run yet are left out, or said."""
+    runs = []
+    for seed in range(2):
+        for arm in ("4", "8", "16", "auto", *extra):
+            runs.append(run(job(arm, seed=seed, widest=16), task, PLAN, tmp_path))
+    write_report(runs, None, tmp_path)
+    page = (tmp_path / "README.md").read_text()
+    assert "## Without choosing" in page and "## What a run costs" in page
+    assert ("## One early round" in page) == ("uniform" in extra)
+    assert (tmp_path / "growth.png").stat().st_size > 0 and (tmp_path / "curves.png").stat().st_size > 0
+
+
 @pytest.mark.slow
 def test_the_quick_suite_resumes_and_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a reader runs first: some of its tasks, stopped and gone on with, then the page."""
