@@ -55,7 +55,8 @@ def costs(results: Results) -> str:
     """One row for each task and arm."""
     rows = []
     for task in results.tasks:
-        rows += task_costs(results, task)
+        if not task.startswith("rank"):
+            rows += task_costs(results, task)
     head = (
         "task",
         "arm",

@@ -19,7 +19,12 @@ def draw(results: Results, tasks: Sequence[str], folder: Path) -> None:
     """All pictures of the page, as far as there is something to see."""
     if tasks:
         sizes(results, tasks, folder / "growth.png")
-    drawn = [task for task in tasks if any(recorded(results.arm(task, arm)) for arm in MARKS)]
+    drawn = [
+        task
+        for task in tasks
+        if any(recorded(results.arm(task, arm)) for arm in MARKS)
+        and any(recorded(results.arm(task, arm)) for arm in static_names(results, task))
+    ]
     if drawn:
         curves(results, drawn, folder / "curves.png")
 

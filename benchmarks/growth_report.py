@@ -18,13 +18,13 @@ TEXT = """# Does growing pay?
 Written by `python benchmarks/growth.py --report` from `benchmarks/results/growth.jsonl`, {count:,} runs,
 {seconds:.1f} hours. `python benchmarks/growth.py --suite full --data DIR` makes them; which arm runs on which task,
 at which rates and random seeds, stands in `benchmarks/growth_plan.json`, committed before the runs (what was added
-after a first look: more seeds, the lowest rate on `satellite`, other rates for the GPT, whose first were all too
-low). Every run goes through a Lightning Trainer, on one CPU core (ResNet and GPT: on an H200): 1 000 steps of 128
-samples unless said, Adam, a constant rate that falls in the last 30 %. Every arm takes the rate of the same sweep
-that is best on validation. Figures are means over random seeds of test points: accuracy in percent, 100 R², or minus
-hundredths of a bit per byte. Intervals are paired 95 % ones, {comparisons} of them on this page, none corrected for
-their number; a tie is an interval that holds 0. *Best* is the static width with the best mean, *reference* the
-narrowest within 0.5 points of it; both are chosen on the test means, in favour of the static nets.
+after a first look: more seeds, and other rates for the GPT, whose first were too low). Every run goes through a
+Lightning Trainer, on one CPU core (ResNet and GPT: on an H200): 1 000 steps of 128 samples unless said, Adam, a
+constant rate that falls in the last 30 %. Every arm takes the rate of the same sweep that is best on validation.
+Figures are means over random seeds of test points: accuracy in percent, 100 R², or minus hundredths of a bit per
+byte. Intervals are paired 95 % ones, {comparisons} of them on this page, none corrected for their number; a tie is an
+interval that holds 0. *Best* is the static width with the best mean, *reference* the narrowest within 0.5 points of
+it; both are chosen on the test means, in favour of the static nets.
 
 """
 
