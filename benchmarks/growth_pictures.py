@@ -65,7 +65,8 @@ def sizes(results: Results, tasks: Sequence[str], path: Path) -> None:
                 axis.plot(mean(runs, "parameters"), points[-1], mark, color=color, markersize=8, label=arm)
         low, high = frame(points)
         axis.set(xscale="log", title=task, ylim=(low, high))
-    axes[1 if len(tasks) > 1 else 0].legend(fontsize=8)
+    fullest = max(axes[: len(tasks)], key=lambda axis: len(axis.get_legend_handles_labels()[0]))
+    fullest.legend(fontsize=8)
     save(figure, "parameters", "test points", path)
 
 
