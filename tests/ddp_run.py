@@ -19,8 +19,10 @@ from hosts import Host, leave_processes, linear_net, make_data, make_trainer, qu
 from lightning_morpho import (
     LayersConfig,
     LifecycleConfig,
+    Never,
     Observation,
     Stage,
+    StarvationConfig,
     Tamiyo,
     TelemetryConfig,
     WarmupConfig,
@@ -42,6 +44,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "fsdp2": {},
     "fsdp2_resumed": {},
     "fsdp2_newborn": {},
+    "full": {},
+    "full_idle": {},
+    "fsdp2_full": {},
+    "starved": {},
+    "fsdp2_starved": {},
     "one_process": {},
 }
 
@@ -99,6 +106,17 @@ class BreaksOnOneRank(L.Callback):
                 pl_module.get_submodule("net.0").get_parameter("weight").fill_(torch.inf)
 
 
+class Kill(L.Callback):
+    """Puts all hidden units of a newborn bed out of reach, unless it starts anew."""
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        reshard_(pl_module)
+        for bed in hybrid_layers(pl_module)["net.0"].morpho.live_beds().values():
+            if bed.steps == 0 and not bed.revivals:
+                with torch.no_grad():
+                    bed.get_parameter("b_in").fill_(-1e4)
+
+
 class Weights(L.Callback):
     """Remembers the whole weights after each epoch, and what each chunk's activations were found to be.
 
@@ -153,6 +171,15 @@ def run(variant: str, out: Path) -> None:
         callback = quick(layers=layers, warmup=warmup, tamiyo=RandomDecisions(), every_n_steps=2)
     if variant == "rolled_back":
         callback = quick(layers=LayersConfig(num_seeds=2), lifecycle=LifecycleConfig(active_ticks=9))
+    if "full" in variant:  # ticks at 5 (germinated), 10 (incubation), 20 (grafting), ...
+        lifecycle = LifecycleConfig(
+            kind="full", incubation="boosting", active_ticks=1, training_ticks=2, alpha_step=0.5, embargo_ticks=1
+        )
+        idle = {"tamiyo": Never()} if variant == "full_idle" else {}
+        callback = quick(layers=LayersConfig(num_seeds=2), lifecycle=lifecycle, every_n_steps=5, **idle)
+    if "starved" in variant:
+        lifecycle, starvation = LifecycleConfig(active_ticks=9), StarvationConfig(every_n_steps=4)
+        callback = quick(layers=LayersConfig(num_seeds=2), lifecycle=lifecycle, starvation=starvation)
     if variant.startswith("between"):  # the checkpoint is written five steps after a tick, ten before the next
         telemetry = TelemetryConfig(every_n_steps=2, table=False)
         callback = quick(layers=LayersConfig(num_seeds=2), every_n_steps=15, telemetry=telemetry)
@@ -162,6 +189,7 @@ def run(variant: str, out: Path) -> None:
         callback,
         states,
         *([BreaksOnOneRank()] if variant == "rolled_back" else []),
+        *([Kill()] if "starved" in variant else []),
         strategy=strategy,
         devices=ranks,
         max_epochs=7 * ranks if variant == "random_events" else 6,
@@ -179,6 +207,7 @@ def run(variant: str, out: Path) -> None:
             "statistics": states.statistics,
             "callback": callback.state_dict(),
             "losses": module.losses,
+            "revivals": {n: layer.morpho.bed_at(0).revivals for n, layer in hybrid_layers(module).items()},
             "germinations": sum(layer.morpho.events for layer in hybrid_layers(module).values()),
         },
         out / f"{variant}-{rank}.pt",

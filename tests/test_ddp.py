@@ -28,6 +28,12 @@ def launch(out: Path, variants: list[str], ranks: int = 2, script: str = "ddp_ru
 
 
 @pytest.fixture(scope="module")
+def full(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    two, sharded = (tmp_path_factory.mktemp(name) for name in ("full", "full_sharded"))
+    return launch(two, ["full", "full_idle", "starved"]) | launch(sharded, ["fsdp2_full", "fsdp2_starved"])
+
+
+@pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     one, two, sharded = (tmp_path_factory.mktemp(name) for name in ("one", "two", "sharded"))
     launch(two, [*DDP, "between_resumed"])
@@ -41,8 +47,8 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 def agreed(result: dict[str, Any]) -> str:
-    """What the ranks must agree on: all of the engine's state but losses that they have not exchanged yet."""
-    engine = dict(result["callback"]["engine"])
+    """What the ranks must agree on: all of the engine's state but what they have seen and not exchanged yet."""
+    engine = {key: value for key, value in result["callback"]["engine"].items() if key != "starvation"}
     engine["governor"] = {key: value for key, value in engine["governor"].items() if key != "waiting"}
     return json.dumps(engine, sort_keys=True)  # in which NaN equals NaN
 
@@ -138,3 +144,41 @@ def test_what_grew_in_processes_that_the_trainer_started_comes_back(tmp_path: Pa
     came_back = launch(tmp_path, [], script="forked_run.py")["forked"]
     assert came_back["kept"] > 0
     assert_equal(came_back["here"], came_back["there"])
+
+
+# ---------------------------------------------------------------- lifecycle `full`, incubation, seeds that starve
+@pytest.mark.parametrize("variant", ["full", "starved", "fsdp2_full", "fsdp2_starved"])
+def test_incubation_and_new_starts_leave_replicas_bit_equal(variant: str, full: dict[str, Any]) -> None:
+    first, second = full[f"{variant}-0"], full[f"{variant}-1"]
+    assert first["losses"] != second["losses"], "the ranks must have seen different data"
+    assert_equal(first["states"], second["states"])
+    assert agreed(first) == agreed(second)
+
+
+@pytest.mark.parametrize("variant", ["full", "fsdp2_full"])
+def test_seeds_pass_the_whole_path_over_two_processes(variant: str, full: dict[str, Any]) -> None:
+    stages = {record["stage"] for record in full[f"{variant}-0"]["callback"]["engine"]["records"]}
+    assert "FOSSILIZED" in stages
+
+
+def test_the_host_is_bit_equal_while_seeds_incubate_and_they_learn(full: dict[str, Any]) -> None:
+    """Until alpha rises, after the second epoch: incubating seeds add nothing to DDP's reduction of its gradients."""
+    for grown, idle in zip(full["full-0"]["states"][:2], full["full_idle-0"]["states"][:2], strict=True):
+        assert_equal(*({k: v for k, v in state.items() if ".morpho." not in k} for state in (grown, idle)))
+    learnt = full["full-0"]["states"][1]
+    assert all(bool(v.any()) for name, v in learnt.items() if name.endswith("w_out"))
+
+
+def test_sharded_incubation_learns_what_replicated_incubation_does(full: dict[str, Any]) -> None:
+    for ours, theirs in zip(full["fsdp2_full-0"]["states"], full["full-0"]["states"], strict=True):
+        for name, values in theirs.items():
+            # float32: the two strategies reduce gradients in another order
+            assert torch.allclose(ours[name], values, atol=1e-5), name
+
+
+@pytest.mark.parametrize("variant", ["starved", "fsdp2_starved"])
+def test_a_dead_newborn_starts_anew_on_all_ranks(variant: str, full: dict[str, Any]) -> None:
+    for rank in (0, 1):
+        result = full[f"{variant}-{rank}"]
+        assert result["revivals"] == {"net.0": 1, "net.2": 0}
+        assert result["states"][-1]["net.0.morpho.beds.0.w_out"].abs().sum() > 0.01

@@ -1,5 +1,6 @@
 """Errors of seeds: in no stage does one reach the host, each is counted, and no healthy seed is blamed."""
 
+import functools
 import json
 import logging
 
@@ -7,16 +8,20 @@ import pytest
 import torch
 from torch import nn
 
-from hosts import Host, events, linear_net, loaders, make_trainer
+from hosts import Host, events, linear_net, loaders, make_data, make_trainer
 from lightning_morpho import (
     Blueprint,
     BlueprintConfig,
+    Governor,
+    GovernorConfig,
     GraftingConfig,
+    GrowthEngine,
     HybridKasminaLayer,
     LayersConfig,
     LifecycleConfig,
     MorphoCallback,
     MorphoConfig,
+    Never,
     OptimizerLink,
     Scripted,
     TelemetryConfig,
@@ -26,6 +31,7 @@ from lightning_morpho import (
     morph_,
     register_blueprint,
 )
+from lightning_morpho.evidence import paired_bounds
 from lightning_morpho.layers.faults import FaultWatch
 
 LIVE = {
@@ -203,6 +209,89 @@ def test_a_training_goes_on_past_an_error_and_says_so(tmp_path, what, fault):
     moves = [(e["tick"], e["from"], e["to"]) for e in events(tmp_path) if e["layer"] == "net.2"]
     path = [("DORMANT", "LOADING"), ("LOADING", "ERROR_RECOVERY"), ("ERROR_RECOVERY", "DORMANT")]
     assert [move[1:] for move in moves[:3]] == path
+
+
+# ---------------------------------------------------------------- paired runs
+def final_loss(seed, what, point=None):
+    """Held-out loss of a short run in a plain loop; a seed errs once it is in a stage, or there is none."""
+    torch.manual_seed(seed)
+    table, stage, incubation = point or ("phase1", "none", "none")
+    train, held_out = make_data(320, seed), make_data(256, 1)
+    net = linear_net(8)
+    lifecycle = {"germinated_ticks": 2, "training_ticks": 2, "fine_tuning_ticks": 2, "stabilization_ticks": 2}
+    morph_(
+        net,
+        MorphoConfig(
+            layers=LayersConfig(include=["0"], num_seeds=2),
+            blueprint=BlueprintConfig(kind="test_faulty" if what in ("nan", "raise") else "neurons", hidden=4),
+            lifecycle=LifecycleConfig(kind=table, incubation=incubation, max_errors=1, alpha_step=0.5, **lifecycle),
+            warmup=WarmupConfig(steps=15, min_steps=15),
+        ),
+    )
+    layers, broken = hybrid_layers(net), False
+    optimizer = torch.optim.Adam(net.parameters(), lr=0.02)
+    governor = Governor(GovernorConfig(window=16, patience=4, every_n_steps=5), net, [optimizer])
+    engine = GrowthEngine(layers, Never(), OptimizerLink(layers, [optimizer]), governor=governor)
+    seeds = net[0].morpho
+    for step in range(1, 241):
+        batch = torch.randint(320, (32,))
+        x, y = (tensor[batch] for tensor in train.tensors)
+        if point is not None and not broken and net[0].seed(0).stage.name == stage:
+            broken = True
+            break_(seeds, what)
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(net(x), y)
+        assert loss.isfinite(), "the host saw it"
+        loss.backward()
+        engine.optimizers.settle_gradients(optimizer)
+        optimizer.step()
+        engine.watch(loss.detach(), step)
+        if step % 5 == 0:
+            due = [c for c in range(2) if seeds.stages.due(c)]
+            seeds.keep(due, reason="test")
+            engine.tick(step=step, total_steps=240, loss=None, measure=None)
+        if point is not None and step == 30:
+            net[0].request_germination()
+    assert broken == (point is not None)
+    assert all(p.isfinite().all() for n, p in net.named_parameters() if ".morpho." not in n)
+    Faulty.fault = "none"
+    with torch.no_grad():
+        return nn.functional.cross_entropy(net(held_out.tensors[0]), held_out.tensors[1]).item()
+
+
+def break_(seeds, what):
+    if what in ("nan", "raise"):
+        Faulty.fault = what
+        return
+    value = torch.inf if what == "inf" else 1e4
+    with torch.no_grad():
+        for parameter in seeds.bed_at(int(seeds.state.bed[0])).parameters():
+            parameter.fill_(value)
+
+
+@functools.cache
+def without_growth(seed):
+    return final_loss(seed, "inf")
+
+
+REPRESENTATIVE = [(("phase1", "ACTIVE", "none"), "nan"), (("full", "STABILIZATION", "none"), "explodes")]
+MATRIX = [(point, what) for point in POINTS for what in ("inf", "nan", "raise", "explodes")]
+
+
+@pytest.mark.parametrize(
+    ("point", "what"),
+    [
+        pytest.param(*case, marks=pytest.mark.slow if case in REPRESENTATIVE else pytest.mark.exhaustive)
+        for case in MATRIX
+    ],
+)
+def test_a_run_whose_seed_errs_ends_within_noise_of_one_without_it(point, what, fault):
+    """Eight paired runs, design section 8: their 95 % interval contains no loss, or the seed did good before."""
+    fault("none")
+    differences = [final_loss(seed, what, point) - without_growth(seed) for seed in range(8)]
+    bounds = paired_bounds(differences, 0.975)
+    print(*point, what, f"{bounds.mean:+.4f} [{bounds.lower:+.4f}, {bounds.upper:+.4f}]")
+    assert bounds.lower <= 0
 
 
 def test_what_was_found_since_the_last_tick_is_saved():

@@ -97,8 +97,8 @@ class GrowthRun:
 
     def _prepare_compiled(self, layers: Mapping[str, Any]) -> None:
         """Let dynamo compile as often as there are topologies; nothing but they may change from step to step."""
-        buckets = sum(len(layer.morpho.beds).bit_length() for layer in layers.values())
-        allow_recompilations(buckets + self._rollout.topologies)
+        topologies = sum(layer.morpho.topologies for layer in layers.values())
+        allow_recompilations(topologies + self._rollout.topologies)
         if self.config.telemetry.every_n_steps:
             rank_zero_info("MorphoCallback: the model runs compiled, so activations are not sampled.")
 

@@ -219,7 +219,7 @@ class SeedBeds(nn.Module):
         self._watched = None
         acting = self._settle_beds()
         if self.bucketed:
-            acting |= {index: self.row_alpha(index) for index in self._lend_beds(len(acting))}
+            acting |= {index: self.row_alpha(index) for index in self._lend_beds(self._launched(acting))}
         for index, rows in acting.items() if self._muted else ():
             rows[[c for c in self._muted if self.state.bed[c] == index]] = 0
         self._plan(list(acting), list(acting.values()))
@@ -269,6 +269,12 @@ class SeedBeds(nn.Module):
         if self.config.lifecycle.incubation == "none":
             return np.zeros(len(state), bool)
         return (state.bed == index) & (state.stage == Stage.TRAINING) & ~state.fading
+
+    def _launched(self, acting: Mapping[int, np.ndarray]) -> int:
+        """How many beds one plan holds; incubating ones have another, but for spans."""
+        if self.blueprint.source == "producer":
+            return len(acting)
+        return sum(bool(alpha.any() or not self._incubating(index).any()) for index, alpha in acting.items())
 
     def _lend_beds(self, live: int) -> list[int]:
         """Free beds that fill the number of live ones up to a power of two."""
@@ -558,6 +564,13 @@ class SeedBeds(nn.Module):
     def live_parameters(self) -> int:
         """Parameters of the beds and links in use."""
         return sum(parameters.numel for parameters in self.grown() if not parameters.free)
+
+    @property
+    def topologies(self) -> int:
+        """Plans that a compiled model can meet, besides none, if :attr:`bucketed`."""
+        plans = len(self.beds).bit_length()
+        incubating = 0 if self.config.lifecycle.incubation == "none" else len(self.beds)
+        return plans + incubating * (plans + 1)
 
     @property
     def dormant(self) -> bool:
