@@ -231,7 +231,8 @@ def final_loss(seed, what, point=None):
     layers, broken = hybrid_layers(net), False
     optimizer = torch.optim.Adam(net.parameters(), lr=0.02)
     governor = Governor(GovernorConfig(window=16, patience=4, every_n_steps=5), net, [optimizer])
-    engine = GrowthEngine(layers, Never(), OptimizerLink(layers, [optimizer]), governor=governor)
+    tamiyo = Never() if point is None else Scripted(events=[{"tick": 6, "layer": "0"}])
+    engine = GrowthEngine(layers, tamiyo, OptimizerLink(layers, [optimizer]), governor=governor)
     seeds = net[0].morpho
     for step in range(1, 241):
         batch = torch.randint(320, (32,))
@@ -250,8 +251,6 @@ def final_loss(seed, what, point=None):
             due = [c for c in range(2) if seeds.stages.due(c)]
             seeds.keep(due, reason="test")
             engine.tick(step=step, total_steps=240, loss=None, measure=None)
-        if point is not None and step == 30:
-            net[0].request_germination()
     assert broken == (point is not None)
     assert all(p.isfinite().all() for n, p in net.named_parameters() if ".morpho." not in n)
     Faulty.fault = "none"
