@@ -20,6 +20,7 @@ from lightning_morpho.surgery import hybrid_layers
 from lightning_morpho.telemetry import ChunkCorrelation, ChunkGradients, ChunkStatistics, ForwardTime, Sampler
 from lightning_morpho.telemetry.functional import merge_products, pair_products
 
+DETAILS = {"correlation", "effective_rank"}
 GRADIENT_FIGURES = {"host_gradient", "seed_gradient", "gradient_ratio"}
 
 
@@ -53,6 +54,19 @@ def test_correlation_equals_numpys_whatever_the_chunks_and_the_batches(features,
     expected = mean_correlation_of(np.concatenate(samples).astype(np.float64), chunks, 4)
     # float32 products of at most 36 values of order 10.
     np.testing.assert_allclose(metric.compute()["correlation"].reshape(-1), expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("used", [1, 2, 4])
+def test_effective_rank_is_the_participation_ratio_of_the_covariances_eigenvalues(used):
+    """Else units that all say the same would look like units that are all needed."""
+    rng = np.random.default_rng(used)
+    samples = rng.normal(size=(500, used)) @ rng.normal(size=(used, 4)) + 7
+    metric = ChunkCorrelation(ChunkManager(8, 2), positions=500)
+    metric.update(torch.from_numpy(np.concatenate([samples, np.full((500, 4), 3.0)], 1).astype(np.float32)))
+    eigenvalues = np.linalg.eigvalsh(np.cov(samples.T))
+    first, constant = metric.compute()["effective_rank"].tolist()
+    assert first == pytest.approx(eigenvalues.sum() ** 2 / (4 * (eigenvalues**2).sum()), rel=1e-3)  # float32 products
+    assert first <= used / 4 + 1e-6 and np.isnan(constant)
 
 
 @given(st.integers(1, 6), st.integers(1, 6))
@@ -181,11 +195,11 @@ def test_gradients_are_those_of_the_sampled_steps(tmp_path, accumulate, sampled)
 
 
 @pytest.mark.parametrize(
-    ("level", "missing"), [("minimal", GRADIENT_FIGURES | {"correlation"}), ("standard", {"correlation"}), ("full", ())]
+    ("level", "missing"), [("minimal", GRADIENT_FIGURES | DETAILS), ("standard", DETAILS), ("full", ())]
 )
 def test_level_says_what_is_measured(tmp_path, level, missing):
     module, _ = fit(tmp_path, level=level)
-    everything = {"mean", "variance", "silent", "activation_norm", "correlation"} | GRADIENT_FIGURES
+    everything = {"mean", "variance", "silent", "activation_norm"} | DETAILS | GRADIENT_FIGURES
     for layer in hybrid_layers(module).values():
         assert layer.morpho.health.keys() == everything - set(missing)
 

@@ -28,7 +28,7 @@ from lightning_morpho.integrations.rollout import TrainerRollout
 from lightning_morpho.integrations.scaling import tell_loss_scale
 from lightning_morpho.integrations.sharding import reshard_
 from lightning_morpho.integrations.sizing import HeldOutSizer
-from lightning_morpho.integrations.training import TrainingLoss, ValidationLoss, stop_patience
+from lightning_morpho.integrations.training import TrainingLoss, ValidationLoss, restart_patience, stop_patience
 from lightning_morpho.integrations.trials import TrainerTrials
 from lightning_morpho.integrations.unread import Unread
 from lightning_morpho.integrations.validation import HeldOutCredit, loss_of
@@ -38,6 +38,7 @@ from lightning_morpho.run_config import RunConfig
 from lightning_morpho.surgery import EligibilityReport, hybrid_layers
 from lightning_morpho.tamiyo import Never
 from lightning_morpho.tamiyo.replay import describe_policy
+from lightning_morpho.views import live_chunks
 
 
 class GrowthRun:
@@ -263,6 +264,8 @@ class GrowthRun:
             trials=self._trials(credit),
             validates_later=self._validation.measurable is None and bool(trainer.enable_validation),
         )
+        if any(live_chunks(layer) for layer in engine.layers.values()):
+            restart_patience(trainer)
         self._journal.tell()
         self._tell_and_align()
         self._reporter.tell_tick(engine, self.pl_module)

@@ -51,8 +51,18 @@ class TrainingLoss:
 
 def stop_patience(trainer: Trainer) -> int | None:
     """Validations without progress after which EarlyStopping ends the training; None if nothing does."""
+    return min((stopping.patience for stopping in _early_stopping(trainer)), default=None)
+
+
+def restart_patience(trainer: Trainer) -> None:
+    """Let the next validation without progress end nothing: the model that early stopping judged is still growing."""
+    for stopping in _early_stopping(trainer):
+        stopping.wait_count = min(0, stopping.patience - 2)
+
+
+def _early_stopping(trainer: Trainer) -> list[EarlyStopping]:
     callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
-    return min((c.patience for c in callbacks if isinstance(c, EarlyStopping)), default=None)
+    return [callback for callback in callbacks if isinstance(callback, EarlyStopping)]
 
 
 class ValidationLoss:

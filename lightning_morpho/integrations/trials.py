@@ -28,6 +28,9 @@ from lightning_morpho.tamiyo.observation import Place, Tried, Try
 class TrainerTrials:
     """Trials between two training steps: steps as the Trainer makes them, none of which it ever learns of.
 
+    The learning rate falls linearly to 0 over a trial, so that the loss at its end is not that of the last few
+    batches, and newborns have no warm-up: a short trial then chooses like one several times as long.
+
     All trials of a tick see the same batches, in the order of an epoch that starts anew, and the same random state.
     The loader that the training reads is not touched: its sampler is copied, its data are read by index.
 
@@ -84,13 +87,13 @@ class TrainerTrials:
         optimizer = self.trainer.optimizers[0]
         eager = torch.compiler.set_stance("force_eager")  # each place would be compiled anew
         with rewound(self.pl_module, self.layers, [optimizer]), muted_log(self.pl_module), eager:
-            for name in place:
-                self.layers[name].morpho.germinate(reason="on trial")
-            self.link.drop_stale_state()
-            batches = self._batches(steps)
+            self._germinate(place)
+            batches, rates = self._batches(steps), [group["lr"] for group in optimizer.param_groups]
             with FlopCounterMode(display=False) as counter:
                 self._step(optimizer, batches)
-            for _ in range(steps - 1):
+            for step in range(1, steps):
+                for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                    group["lr"] = rate * (1 - step / steps)
                 self._step(optimizer, batches)
             losses = tuple(self.credit.losses())
         return Tried(
@@ -100,6 +103,16 @@ class TrainerTrials:
             seconds=round(time.perf_counter() - began, 3),
             flops=float(steps * counter.get_total_flops()),
         )
+
+    def _germinate(self, place: Place) -> None:
+        """Grow for a trial: so short a time leaves none for a warm-up."""
+        for name in place:
+            self.layers[name].morpho.germinate(reason="on trial")
+        for layer in self.layers.values():
+            for born in layer.morpho.grown():
+                if born.stale and born.newborn:
+                    born.warmup = 0
+        self.link.drop_stale_state()
 
     # ------------------------------------------------------------------ one optimizer step
     def _step(self, optimizer: Optimizer, batches: Iterator[Any]) -> None:

@@ -24,8 +24,9 @@ class Placed(Moment, Tamiyo):
 
     Args:
         by: ``"narrowest"``, ``"earliest"``, ``"gradient"`` (energy of the weights' gradients), ``"silent"`` (share
-            of units that give nothing), ``"variance"`` (lowest first) or ``"correlation"`` (of units; it is measured
-            at ``telemetry.level: full``). Where nothing was measured: ``"narrowest"``, and the reason says so.
+            of units that give nothing), ``"variance"`` (lowest first), ``"correlation"`` (of units) or
+            ``"effective_rank"`` (share of their dimensions that the units use, highest first); the last two are
+            measured at ``telemetry.level: full``. Where nothing was measured: ``"narrowest"``, and the reason says so.
         layers: Layers that germinate in a round, ``>= 1``.
     """
 

@@ -8,7 +8,7 @@ from typing import Literal
 
 from lightning_morpho.tamiyo.observation import Germinate, LayerView, Observation
 
-Score = Literal["narrowest", "earliest", "gradient", "silent", "variance", "correlation"]
+Score = Literal["narrowest", "earliest", "gradient", "silent", "variance", "correlation", "effective_rank"]
 """What a layer is chosen by."""
 
 _STATISTICS: Mapping[str, str] = {"gradient": "host_gradient"}

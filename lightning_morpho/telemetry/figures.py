@@ -24,6 +24,7 @@ SAMPLED_FIGURES: Mapping[str, str] = {
     "seed_gradient": "length of the gradient of its bed; of the whole bed where seeds share it",
     "gradient_ratio": "seed_gradient / host_gradient",
     "correlation": "mean size of the correlation of two units of the chunk",
+    "effective_rank": "dimensions that the chunk's units use, as a share of their number",
 }
 """Figures of a seed that were sampled since the last tick, and what they mean."""
 

@@ -162,6 +162,27 @@ def mean_correlation(products: Tensor) -> Tensor:
     return correlation.sum((-2, -1)) / pairs.sum((-2, -1))
 
 
+def effective_rank(products: Tensor) -> Tensor:
+    r"""Dimensions that the units of a chunk really use, as a share of their number: the participation ratio.
+
+    .. math:: \frac{(\sum_i \lambda_i)^2}{W \sum_i \lambda_i^2}
+
+    with the eigenvalues of the covariance, which the traces of it and of its square give without any decomposition.
+
+    Args:
+        products: Sums of products of deviations, ``(N, W, W)``.
+
+    Returns:
+        ``(N,)`` in [1 / W, 1]; NaN where no unit varies.
+
+    Example:
+        >>> effective_rank(torch.stack([torch.eye(4), torch.ones(4, 4)]))
+        tensor([1.0000, 0.2500])
+    """
+    trace = products.diagonal(dim1=-2, dim2=-1).sum(-1)
+    return trace.square() / (products.shape[-1] * products.square().sum((-2, -1)))
+
+
 def chunk_squares(gradient: Tensor, chunks: ChunkManager) -> Tensor:
     """Squared length of each chunk's part of a gradient.
 

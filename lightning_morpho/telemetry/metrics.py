@@ -15,6 +15,7 @@ from lightning_morpho.telemetry.functional import (
     Products,
     add_sample,
     chunk_squares,
+    effective_rank,
     mean_correlation,
     merge_moments,
     merge_products,
@@ -114,7 +115,9 @@ class ChunkStatistics(ChunkMetric):
 
 
 class ChunkCorrelation(ChunkMetric):
-    """How much the units of each chunk say the same: mean size of the correlation of two of them.
+    """How much the units of each chunk say the same: mean size of the correlation of two of them, and effective rank.
+
+    The effective rank is the number of dimensions that the units use, as a share of their number.
 
     Of a chunk it looks at up to ``units`` features, of a sample at up to ``positions`` positions, each evenly
     spaced: so it costs little however large the layer.
@@ -128,7 +131,7 @@ class ChunkCorrelation(ChunkMetric):
         >>> correlation = ChunkCorrelation(ChunkManager(2, 1))
         >>> correlation.update(torch.tensor([[0.0, 1.0], [1.0, 0.0], [3.0, -2.0]]))
         >>> correlation.compute()
-        {'correlation': tensor(1.)}
+        {'correlation': tensor(1.), 'effective_rank': tensor(0.5000)}
     """
 
     seen: Tensor
@@ -164,14 +167,18 @@ class ChunkCorrelation(ChunkMetric):
         self.seen, self.mean, self.products = merge_products(Products(self.seen, self.mean, self.products), found)
 
     def compute(self) -> dict[str, Tensor]:
-        """``correlation`` in [0, 1], ``(N,)``; NaN where no two units varied."""
+        """``correlation`` and ``effective_rank`` in [0, 1], ``(N,)`` each; NaN where no two units, or none, varied."""
         if self.seen.ndim == 0:
-            return {"correlation": mean_correlation(self.products)}
+            return self._of(self.products)
         # Synchronised states come stacked, `(ranks, ...)`.
         first, *others = (Products(*states) for states in zip(self.seen, self.mean, self.products, strict=True))
         for other in others:
             first = merge_products(first, other)
-        return {"correlation": mean_correlation(first.products)}
+        return self._of(first.products)
+
+    def _of(self, products: Tensor) -> dict[str, Tensor]:
+        rank = effective_rank(products) if self.width > 1 else products.new_full(products.shape[:1], torch.nan)
+        return {"correlation": mean_correlation(products), "effective_rank": rank}
 
 
 class ChunkGradients(ChunkMetric):

@@ -23,7 +23,7 @@ def shipped_policies() -> dict[str, Tamiyo]:
 
 any_float = st.one_of(st.floats(-10, 10, width=32), st.just(math.nan), st.just(math.inf))
 some_loss = st.one_of(st.none(), st.floats(0.01, 10))
-STATISTICS = ("mean", "variance", "silent", "correlation", "gradient", "rank")
+STATISTICS = ("mean", "variance", "silent", "correlation", "host_gradient", "effective_rank")
 
 
 @st.composite

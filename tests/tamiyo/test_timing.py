@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import EarlyStopping
 from torch.utils.data import DataLoader, TensorDataset
 
 from hosts import Host, events, linear_net, loaders, make_data, make_trainer, quick
-from lightning_morpho import LayersConfig, Observation, Uniform
+from lightning_morpho import LayersConfig, LifecycleConfig, Observation, Uniform
 from lightning_morpho.tamiyo import LayerView
 from lightning_morpho.tamiyo.replay import read_ticks
 
@@ -73,6 +73,19 @@ def test_run_that_ends_early_grows_before_it_ends(options: dict[str, Any], tmp_p
     trainer.fit(Host(linear_net(), lr=0.05), **loaders())
     assert trainer.current_epoch < 150 and stop.stopped_epoch
     assert any(e["to"] == "LOADING" and "validation loss fell by less" in e["reason"] for e in events(tmp_path))
+
+
+@pytest.mark.parametrize("patience", [1, 5])
+def test_early_stopping_waits_until_what_grows_is_judged_and_then_stops(patience: int, tmp_path: Path) -> None:
+    """Else the run ends with seeds that nobody has kept or culled."""
+    L.seed_everything(0)
+    stop = EarlyStopping("val_loss", patience=patience)
+    callback = quick(tamiyo=Uniform(min_delta=0.1), lifecycle=LifecycleConfig(active_ticks=6))
+    trainer = make_trainer(tmp_path, callback, stop, max_epochs=-1)
+    trainer.fit(Host(linear_net(), lr=0.05), **loaders())
+    last = {e["layer"]: e["to"] for e in events(tmp_path)}
+    assert last and not {"LOADING", "ACTIVE"} & set(last.values())
+    assert stop.stopped_epoch and trainer.current_epoch < 150
 
 
 class ShiftedData(L.LightningDataModule):

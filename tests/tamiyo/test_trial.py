@@ -154,7 +154,9 @@ def branches(policy: Any) -> MorphoCallback:
     )
 
 
-@pytest.mark.parametrize("policy", [Placed(by="narrowest"), Placed(by="earliest"), Placed(by="gradient"), Trial()])
+@pytest.mark.parametrize(
+    "policy", [Placed(by="narrowest"), Placed(by="earliest"), Placed(by="gradient"), Trial(share=0.05)]
+)
 def test_trial_finds_the_place_that_pays_where_cheap_scores_do_not(policy: Any, tmp_path: Path) -> None:
     L.seed_everything(0)
     trainer = make_trainer(tmp_path, branches(policy), max_epochs=15)
