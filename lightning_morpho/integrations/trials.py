@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -23,6 +24,8 @@ from lightning_morpho.layers import HybridKasminaLayer
 from lightning_morpho.optim import OptimizerLink, average_over_ranks
 from lightning_morpho.rewind import rewound
 from lightning_morpho.tamiyo.observation import Place, Tried, Try
+
+log = logging.getLogger(__name__)
 
 
 class TrainerTrials:
@@ -71,7 +74,12 @@ class TrainerTrials:
         return _no_second_reading(self.trainer.train_dataloader)
 
     def __call__(self, decision: Try) -> list[Tried]:
-        """Try each place. None of it leaves a trace."""
+        """Try each place. None of it leaves a trace; nothing is tried if the data's sampler can't be copied."""
+        try:
+            _copied_sampler(self.trainer.train_dataloader)
+        except Exception as error:  # whatever a user's sampler holds
+            log.warning("Nothing can be tried, the sampler of the training data can't be copied: %r", error)
+            return []
         try:
             return [self._try(place, decision.steps) for place in decision.places]
         except torch.OutOfMemoryError:
@@ -191,7 +199,7 @@ def _with_gradient(optimizer: Optimizer) -> list[Any]:
     return [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
 
 
-def _copied_sampler(loader: DataLoader[Any]) -> Any:
+def _copied_sampler(loader: Any) -> Any:
     """The sampler of batches with a random state of its own; the data are not copied."""
     return copy.deepcopy(loader.batch_sampler, {id(loader.dataset): loader.dataset})
 
@@ -202,8 +210,4 @@ def _no_second_reading(loader: object) -> str | None:
         return f"the training data come from a {type(loader).__name__}, not from one DataLoader"
     if isinstance(loader.dataset, IterableDataset) or loader.batch_sampler is None:
         return "the training data can be read once only, in order"
-    try:
-        _copied_sampler(loader)
-    except Exception as error:  # whatever a user's sampler holds that can't be copied
-        return f"the sampler can't be copied ({error})"
     return None

@@ -15,7 +15,7 @@ import lightning as L
 import pytest
 import torch
 from torch import nn, optim
-from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, Sampler, TensorDataset
 
 from hosts import Host, Record, assert_equal, conv_net, linear_net, loaders, make_data, make_trainer, optimizer_state
 from lightning_morpho import (
@@ -351,6 +351,27 @@ def test_run_whose_steps_can_t_be_repeated_grows_the_narrowest(
     make_trainer(tmp_path, grower(Trial(at=0.0, patience=1, min_delta=9.0)), max_epochs=3).fit(host, **data)
     born = [e for e in read_events(tmp_path / EVENTS_FILE) if e.get("from") == "DORMANT"]
     assert [e["layer"] for e in born] == ["net.4"] and reason in born[0]["reason"]
+
+
+class Uncopyable(Sampler):  # type: ignore[type-arg]
+    def __iter__(self) -> Any:
+        return iter(range(320))
+
+    def __len__(self) -> int:
+        return 320
+
+    def __deepcopy__(self, memo: Any) -> Any:
+        raise TypeError("a lock")
+
+
+def test_sampler_that_can_t_be_copied_is_named_and_the_narrowest_grows(tmp_path: Path, caplog: Any) -> None:
+    train = DataLoader(make_data(320, 0), batch_size=32, sampler=Uncopyable())
+    make_trainer(tmp_path, grower(Trial(at=0.0)), max_epochs=2).fit(
+        Host(deep_net()), train, loaders()["val_dataloaders"]
+    )
+    born = [e for e in read_events(tmp_path / EVENTS_FILE) if e.get("from") == "DORMANT"]
+    assert [e["layer"] for e in born] == ["net.4"] and "no trial came to an end" in born[0]["reason"]
+    assert "a lock" in caplog.text
 
 
 # ---- several processes
