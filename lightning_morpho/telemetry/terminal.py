@@ -261,11 +261,11 @@ def _counts(stages: Mapping[str, int]) -> str:
 
 
 def _legend(plain: bool) -> Text:
-    text = Text()
-    for name, mark, ascii_mark, colour, _ in _FAMILIES:
-        text.append(ascii_mark if plain else mark, style=colour)
-        text.append(f" {name}  ", style="dim")
-    return text
+    marks = [
+        Text.assemble((ascii_mark if plain else mark, colour), (f" {name}", "dim"))
+        for name, mark, ascii_mark, colour, _ in _FAMILIES
+    ]
+    return Text(" ").join(marks)
 
 
 # ------------------------------------------------------------------ events
