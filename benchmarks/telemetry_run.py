@@ -143,7 +143,8 @@ def run(bench: Bench) -> None:
     width, batch = (256, 32) if bench.quick else (1024, 128)
     layers = 4
     seeds = width
-    rounds = (6 if bench.quick else 20) + 1  # the first one warms up
+    bench.rounds = 6 if bench.quick else 20
+    rounds = bench.rounds + 1  # the first one warms up
     steps = BLOCK * len(VARIANTS) * rounds
     morpho = MorphoCallback(
         layers=LayersConfig(num_seeds=seeds, exclude=[f"net.{2 * layers}"]),
