@@ -500,6 +500,22 @@ def test_a_training_with_hardly_a_tick_says_so(length: dict[str, Any], words: st
     assert len(texts) == (words is not None) and all(re.search(words or "", text) for text in texts)
 
 
+def test_of_several_validation_loaders_the_first_one_gives_the_loss(tmp_path: Path) -> None:
+    """Policies that watch it, and the ramp, had none: Lightning adds the loader's number to the metric's name."""
+
+    class Several(Host):
+        def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:  # type: ignore[override]
+            self.log("val_loss", self.loss(batch) * (1 + dataloader_idx))
+
+    L.seed_everything(0)
+    callback = quick()
+    held_out = loaders()["val_dataloaders"]
+    trainer = make_trainer(tmp_path, callback, max_epochs=2)
+    trainer.fit(Several(linear_net()), loaders()["train_dataloaders"], [held_out, held_out])
+    losses = callback.state_dict()["engine"]["losses"]
+    assert losses[-1] == float(trainer.callback_metrics["val_loss/dataloader_idx_0"])
+
+
 @pytest.mark.parametrize("use", ["validate", "test", "predict"])
 def test_a_grown_checkpoint_is_evaluated_as_it_was_saved(use: str, tmp_path: Path) -> None:
     class Predicts(Host):

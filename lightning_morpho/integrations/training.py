@@ -86,7 +86,8 @@ class ValidationLoss:
 
         Of a sanity check the loss is no news, but what it is that can be measured.
         """
-        logged = trainer.callback_metrics.get(monitor)
+        metrics = trainer.callback_metrics
+        logged = metrics.get(monitor, metrics.get(f"{monitor}/dataloader_idx_0"))  # the first of several loaders
         if logged is not None:
             self.measurable = True
         loss, known = (0.0, 0.0) if logged is None else (float(logged), 1.0)
