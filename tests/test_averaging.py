@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,13 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from lightning.pytorch import callbacks
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint, StochasticWeightAveraging
 from torch import Tensor
 
 from hosts import Host, assert_equal, events, linear_net, loaders, make_trainer, quick
 from lightning_morpho import hybrid_layers
+from lightning_morpho.integrations import averaging
 
 DECAY = 0.8
 
@@ -99,3 +102,11 @@ def test_stochastic_weight_averaging_averages_grown_weights(morpho_first: bool, 
         if not parameter.requires_grad:  # culled on the way: nothing of it may come back through the average
             expected = torch.zeros_like(parameter)
         assert torch.allclose(parameter, expected, atol=1e-6), name
+
+
+def test_a_lightning_without_weight_averaging_will_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lightning 2.5 has none: the package could not be imported there."""
+    with monkeypatch.context() as patch:
+        patch.delattr(callbacks, "WeightAveraging")
+        assert importlib.reload(averaging).AVERAGING == (callbacks.StochasticWeightAveraging,)
+    assert len(importlib.reload(averaging).AVERAGING) == 2

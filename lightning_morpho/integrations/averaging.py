@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
+from lightning.pytorch import LightningModule, Trainer, callbacks
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from lightning_morpho.surgery import hybrid_layers
 
+_NAMES = ("StochasticWeightAveraging", "WeightAveraging")  # Lightning has the second one since 2.6
+AVERAGING = tuple(getattr(callbacks, name) for name in _NAMES if hasattr(callbacks, name))
+
 
 def rebuild_averages(trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
     """Let averaging callbacks copy the model again: they did in ``setup``, before its layers were swapped."""
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, (StochasticWeightAveraging, WeightAveraging)):
+        if isinstance(callback, AVERAGING):
             callback.setup(trainer, pl_module, stage)
 
 
