@@ -108,5 +108,5 @@ def test_a_lightning_without_weight_averaging_will_do(monkeypatch: pytest.Monkey
     """Lightning 2.5 has none: the package could not be imported there."""
     with monkeypatch.context() as patch:
         patch.delattr(callbacks, "WeightAveraging")
-        assert importlib.reload(averaging).AVERAGING == (callbacks.StochasticWeightAveraging,)
+        assert (callbacks.StochasticWeightAveraging,) == importlib.reload(averaging).AVERAGING
     assert len(importlib.reload(averaging).AVERAGING) == 2
