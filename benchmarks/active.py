@@ -3,12 +3,22 @@
 import torch
 from torch import nn
 
-from benchmarks.harness import Bench, growing, inference, main, training_pass
+from benchmarks.harness import Bench, Run, growing, inference, main, training_pass
 from benchmarks.loop import LoopLayer
 
 
 def linear(bench: Bench, features: int, dtype: torch.dtype) -> nn.Linear:
     return nn.Linear(features, features, device=bench.device, dtype=dtype)
+
+
+def in_one_thread(run: Run) -> Run:
+    """Autograd takes another thread for a GPU: two processor cores then hand Python's objects to and fro."""
+
+    def alone() -> None:
+        with torch.autograd.set_multithreading_enabled(False):
+            run()
+
+    return alone
 
 
 def thousand_seeds(bench: Bench, dtype: torch.dtype, rows: int) -> None:
@@ -23,6 +33,9 @@ def thousand_seeds(bench: Bench, dtype: torch.dtype, rows: int) -> None:
         bench.compare(f"1000 seeds, {name}", variants, **size)
         if bench.device.type == "cuda":
             bench.compare(f"1000 seeds, {name}", variants, graph=True, **size)
+            if make is training_pass:
+                alone = {key: in_one_thread(run) for key, run in variants.items()}
+                bench.compare(f"1000 seeds, {name}, backward in the caller's thread", alone, **size)
         rounds, bench.rounds = bench.rounds, 3 if bench.device.type == "cuda" else bench.rounds
         bench.compare(f"1000 seeds, {name}", {"per-seed loop": make(loop, x)}, bare=None, **size)
         bench.rounds = rounds

@@ -43,6 +43,8 @@ FORWARD = {32: _Launch(64, 4, 3, 1056), 64: _Launch(64, 4, 3, 1056)}
 BACKWARD = {32: _Launch(64, 4, 3, 528), 64: _Launch(128, 8, 2, 528)}
 """The best found on an H200, by the columns of a tile."""
 
+FEW_TILES = 32
+"""Tiles below which half as many programs are faster."""
 DIRECT_WIDTH = 4
 """Widest chunk, half the most hidden units, that is computed without the matrix units where features lie apart, as in
 convolutions with channels first: these would multiply mostly zeros. Next to each other, tiles are read better."""
@@ -132,7 +134,7 @@ def _tiling(networks: ChunkMLPs, active: ActiveSet, flags: _Flags, *, backward: 
     positions, widest = flags.layout.positions, networks.chunks.max_width
     if flags.direct:
         wide, narrow, columns, units = 1, 1, power_of_two(widest), 0
-        launch = _Launch(DIRECT_BLOCK // columns, 4, 3, 1 << 30)
+        launch = _Launch(DIRECT_BLOCK // columns, 4, 3, 1 << 40)
     else:
         most_columns = 32 if widest <= 32 and hidden <= 64 else 64
         launch = (BACKWARD if backward else FORWARD)[most_columns]
@@ -143,7 +145,9 @@ def _tiling(networks: ChunkMLPs, active: ActiveSet, flags: _Flags, *, backward: 
     block = min(launch.block, max(16, power_of_two(positions)))
     steps = -(-positions // block)
     splits = max(1, launch.programs // max(1, sum(tiles)))
-    if not flags.sparse and active.share < 1:  # the live ones among these may be few
+    if sum(tiles) < FEW_TILES:  # each of many programs would find its tile anew for a row or two
+        splits = max(1, splits // 2)
+    elif not flags.sparse and active.share < 1:  # the live ones among these may be few
         splits *= 4
     if backward and not flags.direct:  # each is written and read: they shall weigh little against the activations
         splits = min(
