@@ -78,10 +78,9 @@ def _small_moments(
 
 @triton.jit
 def _partial_moments(
-    source, count, partial, positions, split_rows, inner, outer_stride, stride, feature_stride, features, splits,
+    source, partial, positions, split_rows, inner, outer_stride, stride, feature_stride, features,
     BLOCK: tl.constexpr, COLUMNS: tl.constexpr, FLAT: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """Sums of each split; the count of before goes to their end, so that the merge need not read what it changes."""
     k = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     live = k < features
     start = tl.program_id(1) * split_rows
@@ -93,18 +92,14 @@ def _partial_moments(
     tl.store(row, total, mask=live)
     tl.store(row + features, square, mask=live)
     tl.store(row + 2 * features, top, mask=live)
-    if (tl.program_id(0) == 0) & (tl.program_id(1) == 0):
-        seen = tl.load(count)
-        tl.store(partial + splits * 3 * features, seen.to(tl.float32))
-        tl.store(count, seen + positions)
 
 
 @triton.jit
 def _merge_moments(
-    source, partial, mean, m2, largest, positions, splits, feature_stride, features,
+    source, partial, count, mean, m2, largest, new_count, positions, splits, feature_stride, features,
     COLUMNS: tl.constexpr, SPLITS: tl.constexpr,
 ):  # fmt: skip
-    """Add up the splits, and merge with what was seen before."""
+    """Add up the splits, and merge with what was seen before; all programs read the old count, so it stays."""
     k = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     live = k < features
     split = tl.arange(0, SPLITS)
@@ -114,8 +109,10 @@ def _merge_moments(
     square = tl.sum(tl.load(at + features, mask=mask, other=0.0), 0)
     top = tl.max(tl.load(at + 2 * features, mask=mask, other=float("-inf")), 0)
     shift = tl.load(source + k.to(tl.int64) * feature_stride, mask=live, other=0.0).to(tl.float32)
-    before = tl.load(partial + splits * 3 * features)
-    _merge(mean, m2, largest, k, live, before, positions, shift, total, square, top)
+    seen = tl.load(count)
+    _merge(mean, m2, largest, k, live, seen.to(tl.float32), positions, shift, total, square, top)
+    if tl.program_id(0) == 0:
+        tl.store(new_count, seen + positions)
 
 
 _SMALL, _PARTIAL, _MERGE = Launcher(_small_moments), Launcher(_partial_moments), Launcher(_merge_moments)
@@ -138,17 +135,22 @@ def _plan(layout: Layout, features: int, element: int) -> _Plan:
     columns, steps = -(-features // width), -(-layout.positions // BLOCK)
     each = -(-steps // min(steps, max(1, PROGRAMS // columns), 256))
     splits, narrow = -(-steps // each), 32
-    first = (layout.positions, each * BLOCK, *layout[1:], features, splits, BLOCK, width, flat, stages)
+    first = (layout.positions, each * BLOCK, *layout[1:], features, BLOCK, width, flat, stages)
     second = (layout.positions, splits, layout.feature_stride, features, narrow, power_of_two(splits))
-    return _Plan(((columns, splits), (-(-features // narrow), 1)), (first, second), splits * 3 * features + 1)
+    return _Plan(((columns, splits), (-(-features // narrow), 1)), (first, second), splits * 3 * features)
 
 
-def accumulate_(source: Tensor, layout: Layout, count: Tensor, mean: Tensor, m2: Tensor, largest: Tensor) -> None:
-    """Merge the moments of ``source (*, D)`` into ``count``, ``mean``, ``m2`` and ``largest``, in place."""
+def accumulate_(source: Tensor, layout: Layout, count: Tensor, mean: Tensor, m2: Tensor, largest: Tensor) -> Tensor:
+    """Merge the moments of ``source (*, D)`` into ``mean``, ``m2`` and ``largest`` in place; gives the new count.
+
+    That is ``count`` itself after a small sample.
+    """
     plan = _plan(layout, mean.numel(), source.element_size())
     if not plan.between:
         _SMALL(plan.grids[0], (source, count, mean, m2, largest), plan.numbers[0], warps=4)
-        return
+        return count
     partial = torch.empty(plan.between, dtype=torch.float32, device=source.device)
-    _PARTIAL(plan.grids[0], (source, count, partial), plan.numbers[0], warps=4)
-    _MERGE(plan.grids[1], (source, partial, mean, m2, largest), plan.numbers[1], warps=4)
+    new_count = torch.empty_like(count)
+    _PARTIAL(plan.grids[0], (source, partial), plan.numbers[0], warps=4)
+    _MERGE(plan.grids[1], (source, partial, count, mean, m2, largest, new_count), plan.numbers[1], warps=4)
+    return new_count

@@ -96,8 +96,8 @@ def add_sample(moments: Moments, columns: Tensor) -> Moments:
     if columns.is_cuda and half_or_full and layout is not None and triton_problem() is None:
         from lightning_morpho.kernels.triton_moments import accumulate_
 
-        accumulate_(columns, layout, *moments)
-        return moments
+        seen = accumulate_(columns, layout, *moments)
+        return moments if seen is moments.seen else moments._replace(seen=seen)
     return merge_moments(moments, column_moments(columns.reshape(-1, columns.shape[-1])))
 
 
