@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
@@ -189,3 +191,27 @@ def test_a_compiled_host_grows_as_an_eager_one(compile_host: Callable[..., Any],
     for name, parameter in eager.named_parameters():
         # float32: the compiled graph may round in another order, over 80 Adam steps
         assert torch.allclose(ours[name], parameter, atol=1e-3), name
+
+
+@pytest.mark.parametrize("captured", [False, True])
+def test_captured_graphs_are_made_anew_when_seeds_come_or_go_and_only_then(
+    captured: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Graphs of some layers that went on beside a newly compiled one gave wrong gradients, without any message."""
+    resets: list[int] = []
+    trees = SimpleNamespace(get_manager=lambda index, create_if_none_exists: object() if captured else None)
+    monkeypatch.setitem(sys.modules, "torch._inductor.cudagraph_trees", trees)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.compiler, "reset", lambda: resets.append(1))
+    net = Net()
+    blueprint, lifecycle = BlueprintConfig(kind="mlp"), LifecycleConfig(alpha_step=0.5)
+    morph_(net, MorphoConfig(layers=LayersConfig(num_seeds=3), blueprint=blueprint, lifecycle=lifecycle))
+    for step, expected in ((net.a.request_germination, 1), (net.a.morpho.advance, 1), (net.a.morpho.refresh, 1)):
+        step()
+        assert len(resets) == expected * captured
+    net.a.cancel_germination(1)
+    for _ in range(4):
+        net.a.morpho.advance()
+    assert net.a.seed(1).stage.name == "CULLED"
+    assert len(resets) == captured

@@ -212,7 +212,7 @@ class Bed(GrownParameters):
     @property
     def free(self) -> bool:
         """Whether no chunk has a seed here."""
-        return not self.occupied.any()
+        return not np.count_nonzero(self.occupied)
 
     def open(
         self,

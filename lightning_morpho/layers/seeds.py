@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from lightning_morpho.blueprints import Blueprint, Span
 from lightning_morpho.config import MorphoConfig
 from lightning_morpho.layers.beds import Bed, GrownParameters, derived_generator
+from lightning_morpho.layers.captured import drop_captured_graphs
 from lightning_morpho.layers.faults import FaultWatch
 from lightning_morpho.layers.graft import GraftPlan
 from lightning_morpho.layers.incubation import Nursery, Scale
@@ -95,6 +96,7 @@ class SeedBeds(nn.Module):
         self.host_alive = np.ones(blueprint.route.producers[0].out_features if isinstance(blueprint, Span) else 0, bool)
         self._muted: frozenset[int] = frozenset()
         self._watched: dict[int, np.ndarray] | None = None
+        self._built: tuple[tuple[int, bool], ...] = ()
         self._together = 0
         self._outdated = False
         self._forget_links()
@@ -196,7 +198,7 @@ class SeedBeds(nn.Module):
         """Blend weight of each chunk of a bed, float32 ``(N,)``; 0 where it holds no seed."""
         bed = self.bed_at(index)
         alpha: np.ndarray = self.state.alpha * (self.state.bed == index)
-        if bed.kept.any():
+        if np.count_nonzero(bed.kept):
             np.copyto(alpha, bed.kept_alpha, where=bed.kept)
         return alpha
 
@@ -213,16 +215,23 @@ class SeedBeds(nn.Module):
 
     def refresh(self) -> None:
         """Bring the execution plan in line with the state."""
-        self._outdated = self._together > 0
+        # A module takes longer to set an attribute than to plan: only what changes is set.
+        if self._outdated != (self._together > 0):
+            self._outdated = self._together > 0
         if self._outdated:
             return
-        self._watched = None
+        if self._watched is not None:
+            self._watched = None
         acting = self._settle_beds()
         if self.bucketed:
             acting |= {index: self.row_alpha(index) for index in self._lend_beds(self._launched(acting))}
         for index, rows in acting.items() if self._muted else ():
             rows[[c for c in self._muted if self.state.bed[c] == index]] = 0
         self._plan(list(acting), list(acting.values()))
+        built = tuple((index, self.bed_at(index).resting) for index in acting)
+        if self._built != built:
+            self._built = built
+            drop_captured_graphs()
         for tap in self.inlets:
             tap.open = not self.off and self.plan is not None
             tap.producer._changed()  # type: ignore[operator]
@@ -233,7 +242,7 @@ class SeedBeds(nn.Module):
         acting = {}
         for index, bed in self.live_beds().items():
             alpha = self.row_alpha(index)
-            busy = bool(alpha.any() or self._incubating(index).any())
+            busy = bool(np.count_nonzero(alpha) or np.count_nonzero(self._incubating(index)))
             if busy:
                 acting[index] = alpha
             bed.rest(not busy and not bed.kept.any())
@@ -287,13 +296,16 @@ class SeedBeds(nn.Module):
     def _plan(self, acting: list[int], alphas: list[np.ndarray]) -> None:
         """Plan what these beds do."""
         incubating = [self._incubating(i) for i in acting]
-        self.incubating = any(rows.any() for rows in incubating)
+        busy = [bool(np.count_nonzero(rows)) for rows in incubating]
+        if self.incubating != any(busy):
+            self.incubating = any(busy)
         if self.blueprint.source == "producer":
             self.plan = span_plan(self, acting, alphas, incubating) if acting else None
             return
-        young = {i: rows for i, rows in zip(acting, incubating, strict=True) if rows.any()}
-        grown = {i: alpha for i, alpha in zip(acting, alphas, strict=True) if alpha.any() or i not in young}
-        self.nursery = self._nursery(young) if young else None
+        young = {i: rows for i, rows, any_ in zip(acting, incubating, busy, strict=True) if any_}
+        grown = {i: rows for i, rows in zip(acting, alphas, strict=True) if i not in young or np.count_nonzero(rows)}
+        if young or self.nursery is not None:
+            self.nursery = self._nursery(young) if young else None
         self.plan = self._graft_plan(grown) if grown else None
 
     def _nursery(self, young: dict[int, np.ndarray]) -> Nursery:
