@@ -2,187 +2,19 @@
 
 from __future__ import annotations
 
-import copy
-import logging
-import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from statistics import median
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_morpho.config import AUTO, GovernorConfig
-from lightning_morpho.layers import HybridKasminaLayer
-from lightning_morpho.layers.beds import Bed, GrownParameters, local_part
-
-log = logging.getLogger(__name__)
-
-_NORMAL = 1.4826
-"""Standard deviation of a normal distribution in units of its median absolute deviation."""
-_SETTLED = 0.1
-"""Share of the median that the fluctuation of a loss is taken to be at least: a settled run has hardly any."""
-_USUAL = 0.9
-"""Share of the losses before that a spike must be above in any case: a loss may jump between two values."""
-_SCHEDULED = {"params", "lr", "initial_lr", "max_lr", "min_lr", "momentum", "base_momentum", "max_momentum", "betas"}
-"""Entries of a parameter group that belong to the learning-rate schedule, whose time goes on."""
-
-
-@dataclass(frozen=True)
-class Divergence:
-    """Why a run is taken back.
-
-    Attributes:
-        reason: In words.
-        figures: The numbers behind it.
-    """
-
-    reason: str
-    figures: Mapping[str, float] = field(default_factory=dict)
-
-
-class LossWatch:
-    """Tells a diverging series of losses from one that fluctuates.
-
-    A loss that is not finite is a divergence at once. So is a spike: the median of the last ``patience`` losses lies
-    above the median of those before by more than ``spike`` times their fluctuation (their median absolute deviation,
-    scaled to a standard deviation, but at least a tenth of their median), and above nine tenths of them. Nothing of it
-    depends on the loss's scale.
-
-    Args:
-        config: Window, patience, height of a spike.
-        skips: Whether a gradient scaler skips the steps of losses that overflow: then such a loss only counts as
-            a very large one.
-    """
-
-    def __init__(self, config: GovernorConfig, *, skips: bool = False) -> None:
-        self.config = config
-        self.skips = skips
-        self.history: deque[float] = deque(maxlen=config.window)
-        self.recent: deque[float] = deque()
-
-    def add(self, loss: float) -> Divergence | None:
-        """Add the next loss, and say whether the run has diverged."""
-        if not math.isfinite(loss) and not self.skips:
-            return Divergence("the loss is not finite", {"loss": loss})
-        self.recent.append(loss if math.isfinite(loss) else math.inf)
-        if len(self.recent) > self.config.patience:
-            leaving = self.recent.popleft()
-            if math.isfinite(leaving):
-                self.history.append(leaving)
-        limit, now = self.limit, median(self.recent)
-        if len(self.recent) < self.config.patience or not now > limit:
-            return None
-        figures = {"loss": now, "median": median(self.history), "limit": limit}
-        return Divergence(f"the median of {self.config.patience} losses is above its limit", figures)
-
-    @property
-    def limit(self) -> float:
-        """Loss above which a spike begins; infinity before enough is known."""
-        if len(self.history) < self.config.window // 4:
-            return math.inf
-        middle = median(self.history)
-        deviation = median(abs(loss - middle) for loss in self.history)
-        usual = sorted(self.history)[int(_USUAL * len(self.history))]
-        return max(usual, middle + self.config.spike * max(_NORMAL * deviation, _SETTLED * abs(middle)))
-
-    @property
-    def calm(self) -> bool:
-        """Whether none of the last losses speaks of a divergence."""
-        limit = self.limit
-        return all(loss <= limit and math.isfinite(loss) for loss in self.recent)
-
-    def forget_recent(self) -> None:
-        """Drop the losses that led to a divergence."""
-        self.recent.clear()
-
-
-class Snapshot:
-    """Host and fossils on the CPU: weights, buffers, optimizer moments and counters.
-
-    Live seeds are left out: a rollback ends them. On a GPU the copies run in the order of its stream, and nothing
-    waits for them.
-
-    Args:
-        modules: The model, and averaged copies of it.
-        optimizers: Its optimizers.
-        step: Optimizer steps done.
-        previous: A snapshot that this one replaces; its memory is used again.
-    """
-
-    def __init__(
-        self,
-        modules: Sequence[nn.Module],
-        optimizers: Sequence[Optimizer],
-        step: int,
-        previous: Snapshot | None = None,
-    ) -> None:
-        self.step = step
-        self._memory: dict[int, Tensor] = {} if previous is None else previous._memory
-        used: dict[int, Tensor] = {}
-        self._tensors = [(tensor, owner, self._copy(tensor, used)) for tensor, owner in _lasting(modules)]
-        lasting = {id(tensor): owner for tensor, owner, _ in self._tensors}
-        self._moments = [
-            {
-                p: {key: self._keep(value, used) for key, value in optimizer.state.get(p, {}).items()}
-                for group in optimizer.param_groups
-                for p in group["params"]
-                if id(p) in lasting
-            }
-            for optimizer in optimizers
-        ]
-        self._groups = [
-            [{k: copy.deepcopy(v) for k, v in group.items() if k not in _SCHEDULED} for group in optimizer.param_groups]
-            for optimizer in optimizers
-        ]
-        self._optimizers = list(optimizers)
-        self._events = {id(grown): grown.event for grown in _all_grown(modules)}
-        self._counters = [_counters(layer) for module in modules for layer in _hybrid(module)]
-        self._memory = used
-
-    def _copy(self, tensor: Tensor, used: dict[int, Tensor]) -> Tensor:
-        source = local_part(tensor.detach())
-        target = self._memory.get(id(tensor))
-        if target is None or target.shape != source.shape or target.dtype != source.dtype:
-            target = torch.empty(source.shape, dtype=source.dtype, pin_memory=source.is_cuda)
-        used[id(tensor)] = target
-        return target.copy_(source, non_blocking=True)
-
-    def _keep(self, value: Any, used: dict[int, Tensor]) -> Any:
-        return self._copy(value, used) if isinstance(value, Tensor) else copy.deepcopy(value)
-
-    @property
-    def nbytes(self) -> int:
-        """Memory that it takes on the CPU, in bytes."""
-        return sum(t.nbytes for t in self._memory.values())
-
-    @torch.no_grad()
-    def restore(self) -> None:
-        """Put everything back in place; gradients are dropped, learning rates stay where their schedule is."""
-        if any(tensor.is_cuda for tensor, _, _ in self._tensors):
-            torch.cuda.synchronize()  # the copies to the CPU have arrived
-        for tensor, owner, value in self._tensors:
-            if self._unchanged(owner):
-                local_part(tensor.detach()).copy_(value)
-        owners = {id(tensor): owner for tensor, owner, _ in self._tensors}
-        for optimizer, moments, groups in zip(self._optimizers, self._moments, self._groups, strict=True):
-            for parameter, state in moments.items():
-                if self._unchanged(owners[id(parameter)]):
-                    _restore_state(optimizer, parameter, state)
-            for group, saved in zip(optimizer.param_groups, groups, strict=True):
-                group.update(copy.deepcopy(saved))
-            optimizer.zero_grad(set_to_none=True)
-        for put_back in self._counters:
-            put_back(self._unchanged)
-
-    def _unchanged(self, owner: GrownParameters | None) -> bool:
-        """Whether a bed still holds what it held; the host always does."""
-        return owner is None or (not owner.free and owner.event == self._events[id(owner)])
+from lightning_morpho.divergence import Divergence, LossWatch
+from lightning_morpho.layers.beds import local_part
+from lightning_morpho.snapshot import Snapshot, lasting_tensors
 
 
 class Governor:
@@ -306,7 +138,7 @@ class Governor:
 
     def check_weights(self) -> Divergence | None:
         """Look whether all weights of host and fossils are finite, on all ranks."""
-        weights = [local_part(t.detach()) for t, _ in _lasting([self.model]) if t.is_floating_point()]
+        weights = [local_part(t.detach()) for t, _ in lasting_tensors([self.model]) if t.is_floating_point()]
         norms = torch._foreach_norm([w for w in weights if w.numel()], ord=1)
         sound = torch.stack([norm.float().isfinite() for norm in norms]).all().to(torch.int32)
         if _distributed():
@@ -370,62 +202,3 @@ def _one_device(losses: Iterable[Tensor | float]) -> Iterator[Tensor | float]:
     device = next((loss.device for loss in losses if isinstance(loss, Tensor)), None)
     for loss in losses:
         yield loss if isinstance(loss, Tensor) else torch.tensor(loss, device=device)
-
-
-def _hybrid(module: nn.Module) -> list[HybridKasminaLayer]:
-    return [layer for layer in module.modules() if isinstance(layer, HybridKasminaLayer)]
-
-
-def _all_grown(modules: Iterable[nn.Module]) -> Iterator[GrownParameters]:
-    for module in modules:
-        for layer in _hybrid(module):
-            yield from layer.morpho.grown()
-
-
-def _lasting(modules: Iterable[nn.Module]) -> Iterator[tuple[Tensor, GrownParameters | None]]:
-    """Parameters and buffers of hosts and fossils, with the bed or link that owns them."""
-    modules = list(modules)
-    owners = {id(t): grown for grown in _all_grown(modules) for t in (*grown.parameters(), *grown.buffers())}
-    for module in modules:
-        for tensor in (*module.parameters(), *module.buffers()):
-            owner = owners.get(id(tensor))
-            if owner is None or _lasts(owner):
-                yield tensor, owner
-
-
-def _lasts(grown: GrownParameters) -> bool:
-    """Whether a bed holds a fossil; a link lasts as long as it is there."""
-    return bool(grown.kept.any()) if isinstance(grown, Bed) else not grown.free
-
-
-def _restore_state(optimizer: Optimizer, parameter: Tensor, saved: Mapping[str, Any]) -> None:
-    """Put an optimizer's memory of one parameter back, into the same tensors where they exist."""
-    if not saved:
-        optimizer.state.pop(parameter, None)
-        return
-    state = optimizer.state[parameter]
-    for key in [key for key in state if key not in saved]:
-        del state[key]
-    for key, value in saved.items():
-        if isinstance(value, Tensor) and isinstance(state.get(key), Tensor):
-            local_part(state[key]).copy_(value)
-        else:
-            state[key] = value.to(parameter.device, copy=True) if isinstance(value, Tensor) else copy.deepcopy(value)
-
-
-def _counters(layer: HybridKasminaLayer) -> Callable[[Callable[[GrownParameters], bool]], None]:
-    """How to put the counters of a layer and its fossils back, and which hidden units were alive."""
-    seeds = layer.morpho
-    steps, alive = seeds.steps, seeds.host_alive.copy()
-    beds = [(bed, bed.steps, bed.alive.copy() if isinstance(bed, Bed) else None) for bed in seeds.grown()]
-
-    def put_back(unchanged: Callable[[GrownParameters], bool]) -> None:
-        seeds.steps = steps
-        seeds.host_alive[:] = alive
-        for bed, bed_steps, bed_alive in beds:
-            if not bed.free and unchanged(bed):
-                bed.steps = bed_steps
-                if isinstance(bed, Bed) and isinstance(bed_alive, np.ndarray):
-                    bed.alive[:] = bed_alive
-
-    return put_back

@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-from lightning_morpho.governor import Divergence, Governor
+from lightning_morpho.divergence import Divergence
+from lightning_morpho.governor import Governor
 from lightning_morpho.layers import HybridKasminaLayer
 from lightning_morpho.optim import OptimizerLink
 from lightning_morpho.telemetry.events import Restored

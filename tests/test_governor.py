@@ -32,8 +32,9 @@ from lightning_morpho import (
     hybrid_layers,
     morph_,
 )
+from lightning_morpho.divergence import LossWatch
 from lightning_morpho.evidence import paired_bounds
-from lightning_morpho.governor import LossWatch, Snapshot
+from lightning_morpho.snapshot import Snapshot
 from lightning_morpho.telemetry import EVENTS_FILE, read_events
 
 

@@ -39,6 +39,8 @@ ORDER = [
     "run_config",
     "credit",
     "sizing",
+    "divergence",
+    "snapshot",
     "governor",
     "newborns",
     "views",

@@ -12,8 +12,9 @@ from lightning_morpho.layers.hybrid import (
 )
 from lightning_morpho.layers.seeds import SeedBeds
 from lightning_morpho.layers.span import allocate_links_, connect_
-from lightning_morpho.layers.stages import StageMachine, Transition
+from lightning_morpho.layers.stages import StageMachine
 from lightning_morpho.layers.taps import Tap, clear_taps
+from lightning_morpho.layers.transitions import Transition
 from lightning_morpho.layers.units import HiddenLayer, dead_parameters, hidden_layers
 
 __all__ = [

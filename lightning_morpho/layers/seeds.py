@@ -6,7 +6,6 @@ import contextlib
 import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -23,9 +22,11 @@ from lightning_morpho.layers.incubation import Nursery, Scale
 from lightning_morpho.layers.links import LinkTable
 from lightning_morpho.layers.signals import SignalTracker
 from lightning_morpho.layers.span import SpanPlan, close_links_, open_links_, rest_links_, span_plan
-from lightning_morpho.layers.stages import StageMachine, Tenancy, Transition
+from lightning_morpho.layers.stages import StageMachine
 from lightning_morpho.layers.starvation import Look, StarvationWatch, revivable, revive_
 from lightning_morpho.layers.taps import Hidden, Tap
+from lightning_morpho.layers.topology import check_topology, load_topology_, topology_of
+from lightning_morpho.layers.transitions import Tenancy, Transition
 from lightning_morpho.lifecycle import Lifecycle, LifecycleError, Stage
 from lightning_morpho.state import LogicalSeed, StateTensor
 
@@ -595,43 +596,11 @@ class SeedBeds(nn.Module):
 
         One string: a sharded checkpoint takes mappings apart and loads those keys alone that a fresh model has.
         """
-        return json.dumps(self._topology())
-
-    def _topology(self) -> dict[str, Any]:
-        site = self.blueprint.site
-        return {
-            "num_seeds": site.chunks.num_chunks,
-            "blueprint": asdict(self.config.blueprint),
-            "blend": self.config.grafting.blend,
-            "events": self.events,
-            "steps": self.steps,
-            "off": self.off,
-            **self.stages.to_dict(),
-            "signals": self.signals.to_dict(),
-            "beds": [self.bed_at(i).to_dict() for i in range(len(self.beds))],
-            "links": {key: link.to_dict() for key, link in zip(self.links, self.links.all_links(), strict=True)},
-            "producers": [tap.producer.name for tap in self.inlets],
-            "confirmed": self.confirmed,
-            "refused": self.refused,
-            "host_alive": self.host_alive.tolist(),
-        }
+        return json.dumps(topology_of(self))
 
     def set_extra_state(self, saved_state: str) -> None:
         """Restore what :meth:`get_extra_state` gave."""
-        extra = json.loads(saved_state)
-        self.events, self.steps = extra["events"], extra["steps"]
-        self.stages.load_dict(extra)
-        self.signals.load_dict(extra.get("signals", {}))
-        for index, bed in enumerate(extra["beds"]):
-            self.bed_at(index).load_dict(bed)
-        for link, saved in zip(self.links.all_links(), extra["links"].values(), strict=True):
-            link.load_dict(saved)
-        self.confirmed, self.refused = extra["confirmed"], extra["refused"]
-        self.host_alive[:] = extra.get("host_alive", True)
-        self.switch(not extra.get("off", False))
-        self.refresh()
-        if self.outlet is not None:
-            self.outlet.consumer.refresh()  # type: ignore[operator]
+        load_topology_(self, json.loads(saved_state))
 
     def check_extra_state(self, saved_state: str) -> None:
         """Refuse the state of a layer that was configured otherwise.
@@ -639,20 +608,7 @@ class SeedBeds(nn.Module):
         Raises:
             ValueError: With both values.
         """
-        own = {
-            "num_seeds": self.blueprint.site.chunks.num_chunks,
-            "blueprint": asdict(self.config.blueprint),
-            "blend": self.config.grafting.blend,
-            "beds": len(self.beds),
-            "producers": [tap.producer.name for tap in self.inlets],
-        }
-        extra = json.loads(saved_state)
-        saved = {key: len(extra[key]) if key == "beds" else extra[key] for key in own}
-        if saved != own:
-            raise ValueError(
-                f"Layer `{self.name}`: the checkpoint was made with {saved}, but this run is configured "
-                f"with {own}. Use the checkpoint's values in `layers`, `blueprint`, `grafting` and `budget`."
-            )
+        check_topology(self, json.loads(saved_state))
 
 
 def _complete_plain_checkpoint(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: object) -> None:
