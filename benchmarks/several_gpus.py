@@ -337,9 +337,12 @@ def torchrun(ranks: int, out: Path, arguments: argparse.Namespace, *more: str) -
         "-m", "benchmarks.several_gpus", "--process", "--out", str(out),
         "--hosts", *arguments.hosts, "--strategies", *arguments.strategies, *more,
     ]  # fmt: skip
-    flags = [flag for flag, on in (("--quick", arguments.quick), ("--no-speed", arguments.no_speed)) if on]
-    subprocess.run(command + flags, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    subprocess.run(command + _flags(arguments), check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     return [json.loads(line) for line in (out / "rows.jsonl").read_text().splitlines()]
+
+
+def _flags(arguments: argparse.Namespace) -> list[str]:
+    return [flag for flag, on in (("--quick", arguments.quick), ("--no-speed", arguments.no_speed)) if on]
 
 
 def check_resumed(first: list[dict[str, Any]], second: list[dict[str, Any]], same: bool) -> list[dict[str, Any]]:
@@ -385,7 +388,8 @@ def main() -> None:
         print(json.dumps(row))
     if arguments.json:
         ranks_text = " ".join(map(str, arguments.ranks))
-        command = f"python -m benchmarks.several_gpus --ranks {ranks_text}" + (" --quick" if arguments.quick else "")
+        flags = "".join(f" {flag}" for flag in _flags(arguments))
+        command = f"python -m benchmarks.several_gpus --ranks {ranks_text}{flags}"
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         arguments.json.parent.mkdir(parents=True, exist_ok=True)
         arguments.json.write_text(
