@@ -28,7 +28,7 @@ from lightning_morpho import (
     hybrid_layers,
     morph_,
 )
-from lightning_morpho.telemetry import EVENTS_FILE, read_events
+from lightning_morpho.telemetry import EVENTS_FILE, read_events, read_run
 
 KEEP_ALIVE = LifecycleConfig(active_ticks=50, timeout_ticks=90)
 
@@ -279,8 +279,8 @@ def test_diverged_validation_loss_rolls_back(tmp_path: Path) -> None:
 
 def test_layers_on_is_logged(tmp_path: Path) -> None:
     ramp = RampConfig(guard=GuardConfig(baseline={"val_loss": 0.0}), schedule={0: 100})
-    trainer, _ = fit(tmp_path, quick(rollout=RolloutConfig(ramp=ramp)), max_epochs=1)
-    assert trainer.callback_metrics["morpho/run/layers_on"] == 0
+    fit(tmp_path, quick(rollout=RolloutConfig(ramp=ramp)), max_epochs=1)
+    assert read_run(tmp_path).metrics["morpho/run/layers_on"].values == (0,)
 
 
 # ------------------------------------------------------------------------------------------ comparison
