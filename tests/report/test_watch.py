@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -112,7 +114,9 @@ def test_once_without_a_run_says_what_was_expected(tmp_path, capsys):
 
 def spawn(folder: Path) -> subprocess.Popen[str]:
     command = [sys.executable, "-u", "-m", "lightning_morpho.cli", "watch", str(folder), "--every", "0.1"]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    # Tests that run in the background ignore Ctrl-C, and so would the process, which a terminal starts otherwise.
+    heed = partial(signal.signal, signal.SIGINT, signal.default_int_handler)
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, preexec_fn=heed)
 
 
 @pytest.mark.slow
@@ -135,6 +139,6 @@ def test_ctrl_c_ends_without_a_traceback(tmp_path):
     with spawn(tmp_path) as process:
         process.stdout.readline()
         time.sleep(0.1)
-        process.send_signal(2)
+        process.send_signal(signal.SIGINT)
         assert "Traceback" not in process.stdout.read()
         assert process.wait(20) == 0
