@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from lightning_morpho import GraftingConfig, GrowthEngine, OptimizerLink, hybrid_layers, morph_
-from lightning_morpho.layers import SeedBeds
+from lightning_morpho.layers import seeds
 from lightning_morpho.tamiyo import Keep, Tamiyo
 
 
@@ -101,9 +101,7 @@ def test_a_tick_builds_a_layers_plan_twice_at_most_however_many_seeds_it_judges(
     layers["0"].request_germination()
     layers["0"].morpho.advance()
     built = []
-    monkeypatch.setattr(
-        SeedBeds, "_plan", lambda self, *a, original=SeedBeds._plan: built.append(1) or original(self, *a)
-    )
+    monkeypatch.setattr(seeds, "plan_", lambda *a, original=seeds.plan_: built.append(1) or original(*a))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     engine = GrowthEngine(layers, KeepAll(), OptimizerLink(layers, [optimizer]))
     engine.tick(step=1, total_steps=None, loss=None, measure=None)

@@ -20,8 +20,9 @@ from lightning_morpho.layers.faults import FaultWatch
 from lightning_morpho.layers.graft import GraftPlan
 from lightning_morpho.layers.incubation import Nursery, Scale
 from lightning_morpho.layers.links import LinkTable
+from lightning_morpho.layers.planning import incubating_rows, lend_beds_, plan_, settle_beds_
 from lightning_morpho.layers.signals import SignalTracker
-from lightning_morpho.layers.span import SpanPlan, close_links_, open_links_, rest_links_, span_plan
+from lightning_morpho.layers.span import SpanPlan, close_links_, open_links_
 from lightning_morpho.layers.stages import StageMachine
 from lightning_morpho.layers.starvation import Look, StarvationWatch, revivable, revive_
 from lightning_morpho.layers.taps import Hidden, Tap
@@ -223,12 +224,12 @@ class SeedBeds(nn.Module):
             return
         if self._watched is not None:
             self._watched = None
-        acting = self._settle_beds()
+        acting = settle_beds_(self)
         if self.bucketed:
-            acting |= {index: self.row_alpha(index) for index in self._lend_beds(self._launched(acting))}
+            acting |= {index: self.row_alpha(index) for index in lend_beds_(self, acting)}
         for index, rows in acting.items() if self._muted else ():
             rows[[c for c in self._muted if self.state.bed[c] == index]] = 0
-        self._plan(list(acting), list(acting.values()))
+        plan_(self, acting)
         built = tuple((index, self.bed_at(index).resting) for index in acting)
         if self._built != built:
             self._built = built
@@ -238,92 +239,17 @@ class SeedBeds(nn.Module):
             tap.producer._changed()  # type: ignore[operator]
         self._changed()
 
-    def _settle_beds(self) -> dict[int, np.ndarray]:
-        """Let beds wait whose seeds neither act nor incubate; blend weights of the others are returned."""
-        acting = {}
-        for index, bed in self.live_beds().items():
-            alpha = self.row_alpha(index)
-            busy = bool(np.count_nonzero(alpha) or np.count_nonzero(self._incubating(index)))
-            if busy:
-                acting[index] = alpha
-            bed.rest(not busy and not bed.kept.any())
-            rate = self.config.lifecycle.fine_tuning_rate if self._fine_tunes(index) else 1.0
-            if bed.rate != rate:
-                bed.rate = rate
-        rest_links_(self)
-        return acting
-
-    def _fine_tunes(self, index: int) -> bool:
-        """Whether the live seeds of a bed are all in FINE_TUNING."""
-        live = self.lifecycle_table.live
-        if Stage.FINE_TUNING not in live:
-            return False
-        seeds = np.bincount(self.state.stage[self.state.bed == index], minlength=max(Stage) + 1)
-        return bool(seeds[Stage.FINE_TUNING]) and not any(seeds[stage] for stage in live - {Stage.FINE_TUNING})
-
     def _could_starve(self) -> dict[int, np.ndarray]:
         """Which chunks of each bed have live seeds that act or incubate, and stay; bool ``(N,)``."""
         if self._watched is None:
             state, self._watched = self.state, {}
             live = np.isin(state.stage, list(self.lifecycle_table.live)) & ~state.fading
             for index in np.unique(state.bed[live]).tolist() if self.config.starvation.enabled else ():
-                rows = live & (state.bed == index) & ((state.alpha > 0) | self._incubating(index))
+                rows = live & (state.bed == index) & ((state.alpha > 0) | incubating_rows(self, index))
                 if rows.any():
                     self._watched[index] = rows
             self.starvation.keep_only(self._watched)
         return self._watched
-
-    def _incubating(self, index: int) -> np.ndarray:
-        """Which chunks of a bed incubate, bool ``(N,)``."""
-        state = self.state
-        if self.config.lifecycle.incubation == "none":
-            return np.zeros(len(state), bool)
-        return (state.bed == index) & (state.stage == Stage.TRAINING) & ~state.fading
-
-    def _launched(self, acting: Mapping[int, np.ndarray]) -> int:
-        """How many beds one plan holds; incubating ones have another, but for spans."""
-        if self.blueprint.source == "producer":
-            return len(acting)
-        return sum(bool(alpha.any() or not self._incubating(index).any()) for index, alpha in acting.items())
-
-    def _lend_beds(self, live: int) -> list[int]:
-        """Free beds that fill the number of live ones up to a power of two."""
-        free = [i for i in range(len(self.beds)) if self.bed_at(i).free]
-        lent = free[: (1 << (live - 1).bit_length()) - live] if live else []
-        for index in free:
-            self.bed_at(index).lend(index in lent)
-        return lent
-
-    def _plan(self, acting: list[int], alphas: list[np.ndarray]) -> None:
-        """Plan what these beds do."""
-        incubating = [self._incubating(i) for i in acting]
-        busy = [bool(np.count_nonzero(rows)) for rows in incubating]
-        if self.incubating != any(busy):
-            self.incubating = any(busy)
-        if self.blueprint.source == "producer":
-            self.plan = span_plan(self, acting, alphas, incubating) if acting else None
-            return
-        young = {i: rows for i, rows, any_ in zip(acting, incubating, busy, strict=True) if any_}
-        grown = {i: rows for i, rows in zip(acting, alphas, strict=True) if i not in young or np.count_nonzero(rows)}
-        if young or self.nursery is not None:
-            self.nursery = self._nursery(young) if young else None
-        self.plan = self._graft_plan(grown) if grown else None
-
-    def _nursery(self, young: dict[int, np.ndarray]) -> Nursery:
-        beds = {index: self.bed_at(index) for index in young}
-        return Nursery(self.blueprint, beds, list(young.values()), self.config.grafting.blend, self.faults)
-
-    def _graft_plan(self, grown: dict[int, np.ndarray]) -> GraftPlan:
-        return GraftPlan(
-            self.blueprint,
-            [self.bed_at(index) for index in grown],
-            list(grown.values()),
-            self.plan if isinstance(self.plan, GraftPlan) else None,
-            fused=self.features.get("fused_kernels", True),
-            blend=self.config.grafting.blend,
-            indices=list(grown),
-            faults=self.faults,
-        )
 
     def mute(self, chunks: Iterable[int]) -> None:
         """Take the current seeds of these chunks out of the output without touching their state.
