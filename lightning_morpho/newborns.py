@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from statistics import median
@@ -27,19 +28,30 @@ class Starved:
     figures: Mapping[str, float]
 
 
-@dataclass(frozen=True)
-class _Case:
-    """One look, and the seeds it is compared with."""
+class _Usual:
+    """What is usual among the neighbours of a seed: the median of each group, the seed itself left out."""
 
-    layer: str
-    kind: str
-    look: Look
+    def __init__(self, measured: Iterable[tuple[object, float | None]]) -> None:
+        self._groups: dict[object, list[float]] = {}
+        for group, value in measured:
+            if value is not None:
+                self._groups.setdefault(group, []).append(value)
+        for values in self._groups.values():
+            values.sort()
 
-    @property
-    def gradient_peers(self) -> tuple[object, ...]:
-        """Gradients relative to the host's compare over the whole model; as they are, only within a layer."""
-        look = self.look
-        return (self.kind, look.relative) if look.relative else (self.kind, look.relative, self.layer)
+    def beside(self, group: object, value: float) -> float:
+        """The median of a group without one of its values; 0 if that was all, below which nobody is."""
+        values = self._groups[group]
+        own, others = bisect_left(values, value), len(values) - 1
+        if not others:
+            return 0.0
+        middle = (values[i + (i >= own)] for i in {(others - 1) // 2, others // 2})
+        return median(middle)
+
+
+def _gradient_group(layer: str, kind: str, look: Look) -> object:
+    """Gradients relative to the host's compare over the whole model; as they are, only within a layer."""
+    return kind if look.relative else (kind, layer)
 
 
 def relieve_starved(layers: Mapping[str, HybridKasminaLayer]) -> list[Starved]:
@@ -48,12 +60,17 @@ def relieve_starved(layers: Mapping[str, HybridKasminaLayer]) -> list[Starved]:
     Args:
         layers: The hybrid layers that are switched on, by name.
     """
-    cases = [_Case(name, layer.morpho.kind, look) for name, layer in layers.items() for look in layer.morpho.looks()]
+    looks = [(name, layer.morpho.kind, look) for name, layer in layers.items() for look in layer.morpho.looks()]
+    gradients = _Usual((_gradient_group(*each), each[2].gradient) for each in looks)
+    spreads = _Usual((kind, look.spread) for _, kind, look in looks)
     found: dict[tuple[str, int], list[tuple[Look, str, dict[str, float]]]] = {}
-    for case in cases:
-        verdict = _verdict(case, cases, layers[case.layer].morpho.config.starvation.ratio)
+    for name, kind, look in looks:
+        ratio, group = layers[name].morpho.config.starvation.ratio, _gradient_group(name, kind, look)
+        usual_gradient = 0.0 if look.gradient is None else gradients.beside(group, look.gradient)
+        usual_spread = 0.0 if look.spread is None else spreads.beside(kind, look.spread)
+        verdict = _verdict(look, usual_gradient, usual_spread, ratio)
         if verdict is not None:
-            found.setdefault((case.layer, case.look.bed), []).append((case.look, *verdict))
+            found.setdefault((name, look.bed), []).append((look, *verdict))
     told = []
     for (name, bed), entries in found.items():
         chunks = [chunk for look, _, _ in entries for chunk in look.chunks]
@@ -65,25 +82,13 @@ def relieve_starved(layers: Mapping[str, HybridKasminaLayer]) -> list[Starved]:
     return told
 
 
-def _verdict(case: _Case, cases: Iterable[_Case], ratio: float) -> tuple[str, dict[str, float]] | None:
+def _verdict(
+    look: Look, usual_gradient: float, usual_spread: float, ratio: float
+) -> tuple[str, dict[str, float]] | None:
     """Why a seed starves, and the figures; None if it does not."""
-    look = case.look
-    others = [other for other in cases if other is not case]
-    if look.gradient is not None:
-        usual = _median(o.look.gradient for o in others if o.gradient_peers == case.gradient_peers)
-        if look.gradient <= ratio * usual:
-            return "no gradient" if look.gradient == 0 else "hardly any gradient", {
-                "gradient": look.gradient,
-                "neighbours": usual,
-            }
-    if look.spread is not None:
-        usual = _median(o.look.spread for o in others if o.kind == case.kind)
-        if look.spread <= ratio * usual:
-            return "its output does not vary", {"spread": look.spread, "neighbours": usual}
+    if look.gradient is not None and look.gradient <= ratio * usual_gradient:
+        reason = "no gradient" if look.gradient == 0 else "hardly any gradient"
+        return reason, {"gradient": look.gradient, "neighbours": usual_gradient}
+    if look.spread is not None and look.spread <= ratio * usual_spread:
+        return "its output does not vary", {"spread": look.spread, "neighbours": usual_spread}
     return None
-
-
-def _median(values: Iterable[float | None]) -> float:
-    """Median of what was measured; 0 of nothing, below which nobody is."""
-    measured = [value for value in values if value is not None]
-    return median(measured) if measured else 0.0
