@@ -131,14 +131,12 @@ class StarvationWatch:
     def read(self, watched: Mapping[int, np.ndarray], device: torch.device) -> list[Look]:
         """What the looks so far have shown, equal on every rank, where they suffice; these are forgotten.
 
-        One read from the device and one exchange of the ranks; where nothing is watched, none.
+        One read from the device and one exchange of the ranks.
 
         Args:
-            watched: Which chunks of each bed have seeds that could starve, bool ``(N,)``.
+            watched: Which chunks of each bed have seeds that could starve, bool ``(N,)``; at least one bed.
             device: Device of the layer.
         """
-        if not watched:
-            return []
         seen = torch.stack([self._rows(index, device) for index in watched])
         seen[:, _LOOKS:] *= -1  # the fewest of any rank, the most of all else
         if dist.is_available() and dist.is_initialized():
