@@ -214,7 +214,6 @@ class MorphoCallback(Callback):
             self._plain_checkpoint = None
         if self._state is not None:
             run.load_state_dict(self._state)
-        run.open(None if self._state is None else self._state.get("rollout"))
 
     def _say_what_to_expect(self, trainer: Trainer, layers: dict[str, HybridKasminaLayer]) -> None:
         if self.config.blueprint.kind == "mlp" and any(layer.num_seeds > 1 for layer in layers.values()):
@@ -227,6 +226,12 @@ class MorphoCallback(Callback):
                 "MorphoCallback: there is no validation in this run, so seeds are kept without judgement. "
                 "Give the Trainer a validation loader and the module a `validation_step`."
             )
+
+    @override
+    def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Bring the layers in line with the rollout: not before, as a sharded model is restored only now."""
+        if self._run is not None:
+            self._run.open()
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -352,11 +352,18 @@ class GrowthEngine:
             "peak_rates": self.optimizers.peak_rates,
             "penalised": self._penalised,
             "penalty": self.optimizers.penalty.state_dict(),
-            "faults": {name: layer.morpho.faults.state_dict() for name, layer in self.layers.items()},
-            "starvation": {name: layer.morpho.starvation.state_dict() for name, layer in self.layers.items()},
             "positions": self.budget.positions,
             **self.inquiry.state_dict(),
             **self.recovery.state_dict(),
+            "unread": self.unread(),
+        }
+
+    def unread(self) -> dict[str, Any]:
+        """What this process alone has seen since the last exchange of the ranks; waits for the device."""
+        return {
+            "losses": self.recovery.waiting,
+            "faults": {name: layer.morpho.faults.state_dict() for name, layer in self.layers.items()},
+            "starvation": {name: layer.morpho.starvation.state_dict() for name, layer in self.layers.items()},
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -377,9 +384,13 @@ class GrowthEngine:
         self._penalised = state.get("penalised", 0)
         self.optimizers.penalty.set(**state.get("penalty", self.optimizers.penalty.state_dict()))
         self.optimizers.note_dead_units()
-        for name, faults in state.get("faults", {}).items():
-            if name in self.layers:
-                self.layers[name].morpho.faults.load_state_dict(faults)
-        for name, seen in state.get("starvation", {}).items():
-            if name in self.layers:
-                self.layers[name].morpho.starvation.load_state_dict(seen)
+        if "unread" in state:
+            self.load_unread(state["unread"])
+
+    def load_unread(self, seen: Mapping[str, Any]) -> None:
+        """Restore what :meth:`unread` gave."""
+        self.recovery.waiting = seen["losses"]
+        for name in self.layers.keys() & seen["faults"].keys():
+            self.layers[name].morpho.faults.load_state_dict(seen["faults"][name])
+        for name in self.layers.keys() & seen["starvation"].keys():
+            self.layers[name].morpho.starvation.load_state_dict(seen["starvation"][name])

@@ -173,11 +173,10 @@ class Governor:
 
     # ------------------------------------------------------------------ persistence
     def state_dict(self) -> dict[str, Any]:
-        """What was seen of the losses, as plain values; the checkpoint itself takes the place of the snapshot."""
+        """What was read of the losses, as plain values; the checkpoint itself takes the place of the snapshot."""
         return {
             "history": list(self.watch.history),
             "recent": list(self.watch.recent),
-            "waiting": self.waiting,
             "steps": self._steps,
             "rollbacks": self.rollbacks,
             "stood_down": self._stood_down,
@@ -187,7 +186,6 @@ class Governor:
         """Restore what :meth:`state_dict` gave."""
         self.watch.history.extend(state["history"])
         self.watch.recent.extend(state["recent"])
-        self.waiting = state["waiting"]
         self._steps, self.rollbacks = state["steps"], state["rollbacks"]
         self._stood_down = state["stood_down"]
 

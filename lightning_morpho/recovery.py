@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -49,6 +49,16 @@ class Recovery:
         """Let the governor know whether any seed lives."""
         if self.governor is not None:
             self.governor.set_live(any(live_chunks(layer) for layer in self.layers.values()))
+
+    @property
+    def waiting(self) -> list[float]:
+        """Losses of this process that the governor has not read yet; to ask for them waits for the device."""
+        return [] if self.governor is None else self.governor.waiting
+
+    @waiting.setter
+    def waiting(self, losses: Iterable[float]) -> None:
+        if self.governor is not None:
+            self.governor.waiting = losses
 
     def watch(self, loss: Tensor | float | None, *, thoroughly: bool = False) -> bool:
         """Show the governor the loss of a training step; if the run has diverged, take it back.

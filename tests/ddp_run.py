@@ -17,10 +17,13 @@ from torch.utils.data import DataLoader, Subset, TensorDataset
 
 from hosts import Host, leave_processes, linear_net, make_data, make_trainer, quick
 from lightning_morpho import (
+    GuardConfig,
     LayersConfig,
     LifecycleConfig,
     Never,
     Observation,
+    RampConfig,
+    RolloutConfig,
     Stage,
     StarvationConfig,
     Tamiyo,
@@ -44,6 +47,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "fsdp2": {},
     "fsdp2_resumed": {},
     "fsdp2_newborn": {},
+    "fsdp2_ramp": {},
+    "fsdp2_ramp_resumed": {},
     "full": {},
     "full_idle": {},
     "fsdp2_full": {},
@@ -57,6 +62,7 @@ CHECKPOINTS = ("newborn.ckpt", "later.ckpt")
 RESUMED = {
     "fsdp2_newborn": CHECKPOINTS[0],
     "fsdp2_resumed": CHECKPOINTS[1],
+    "fsdp2_ramp_resumed": CHECKPOINTS[1],
     "between_resumed": CHECKPOINTS[1],
     "between_alone": CHECKPOINTS[1],
 }
@@ -180,9 +186,13 @@ def run(variant: str, out: Path) -> None:
     if "starved" in variant:
         lifecycle, starvation = LifecycleConfig(active_ticks=9), StarvationConfig(every_n_steps=4)
         callback = quick(layers=LayersConfig(num_seeds=2), lifecycle=lifecycle, starvation=starvation)
+    if "ramp" in variant:
+        ramp = RampConfig(schedule={0: 1, 1: 100}, guard=GuardConfig(val_loss=None))
+        callback = quick(layers=LayersConfig(num_seeds=2), rollout=RolloutConfig(ramp=ramp))
     if variant.startswith("between"):  # the checkpoint is written five steps after a tick, ten before the next
         telemetry = TelemetryConfig(every_n_steps=2, table=False)
-        callback = quick(layers=LayersConfig(num_seeds=2), every_n_steps=15, telemetry=telemetry)
+        starvation = StarvationConfig(every_n_steps=2, looks=5)
+        callback = quick(layers=LayersConfig(num_seeds=2), every_n_steps=15, telemetry=telemetry, starvation=starvation)
     states = Weights(save=sharded or variant == "between")
     trainer = make_trainer(
         out / variant,

@@ -28,6 +28,7 @@ from lightning_morpho import (
     Plateau,
     TelemetryConfig,
 )
+from lightning_morpho.integrations.unread import unread_parts
 
 EPOCHS, BATCHES = 6, 8
 FULL = 4
@@ -184,6 +185,23 @@ def test_a_checkpoint_with_code_in_it_is_refused(tmp_path: Path) -> None:
 def test_the_run_with_lifecycle_full_keeps_a_seed(left_alone: dict[int | None, Any]) -> None:
     state = json.loads(left_alone[FULL][0]["net.2.morpho._extra_state"])
     assert any(any(bed["kept"]) for bed in state["beds"]), "the points above would not lie where they say"
+
+
+def test_a_checkpoint_of_the_older_form_gives_each_rank_its_part(left_alone: dict[int | None, Any]) -> None:
+    """Rank 0's part lay beside the rest once, and those of several ranks a second time."""
+    state = copy.deepcopy(left_alone[7][2])
+    (own,) = unread_parts(state)
+    older = {key: value for key, value in state.items() if key != "unread"} | {
+        "training_loss": own["training_loss"],
+        "reporter": state["reporter"] | {"sampler": own["samples"]},
+        "engine": state["engine"] | {"faults": own["faults"], "starvation": own["starvation"]},
+        "ranks": [],
+    }
+    older["engine"]["governor"]["waiting"] = own["losses"]
+    assert own["losses"] and own["samples"]["layers"]
+    assert_equal(unread_parts(older), [own])
+    other = {key: value for key, value in own.items() if key != "starvation"} | {"losses": [0.25]}
+    assert_equal(unread_parts(older | {"ranks": [other, other]}), [own | {"losses": [0.25]}] * 2)
 
 
 def test_callback_state_is_made_of_plain_values_and_tensors(left_alone: dict[int | None, Any]) -> None:

@@ -113,13 +113,12 @@ class Reporter:
         self._bar.close()
 
     def state_dict(self) -> dict[str, Any]:
-        """What decisions read, and what the run counts, as plain values and tensors."""
-        return {"rollbacks": self.rollbacks, "sampler": self.sampler.state_dict()}
+        """What the run counts."""
+        return {"rollbacks": self.rollbacks}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what :meth:`state_dict` gave."""
         self.rollbacks = state["rollbacks"]
-        self.sampler.load_state_dict(state["sampler"])
 
     # ------------------------------------------------------------------ events
     def note(self, event: AnyEvent) -> None:

@@ -30,7 +30,7 @@ from lightning_morpho.integrations.sharding import reshard_
 from lightning_morpho.integrations.sizing import HeldOutSizer
 from lightning_morpho.integrations.training import TrainingLoss, ValidationLoss, restart_patience, stop_patience
 from lightning_morpho.integrations.trials import TrainerTrials
-from lightning_morpho.integrations.unread import Unread
+from lightning_morpho.integrations.unread import Unread, unread_parts
 from lightning_morpho.integrations.validation import HeldOutCredit, loss_of
 from lightning_morpho.layers import clear_taps
 from lightning_morpho.optim import OptimizerLink
@@ -90,7 +90,8 @@ class GrowthRun:
         self._unread = Unread(self.engine, self._training_loss, self._reporter.sampler)
         self._ranks: list[dict[str, Any]] = []
         self._batches = 0
-        self._resumed = False
+        self._resumed = self._opened = False
+        self._saved_rollout: Mapping[str, Any] | None = None
         self._tick_steps: int | None = None
         self._pairs = PairWatch(pl_module)
         self._meter = ExitStack()
@@ -113,12 +114,15 @@ class GrowthRun:
         )
 
     # ------------------------------------------------------------------ start and end
-    def open(self, saved_rollout: Mapping[str, Any] | None) -> None:
-        """Before the sanity check: begin the logs, and bring the layers in line with the rollout."""
+    def open(self) -> None:
+        """Once, when all is restored: begin the logs, and bring the layers in line with the rollout."""
+        if self._opened:
+            return
+        self._opened = True
         started = {"event": "fit_start", "tick": self.engine.ticks, "step": self.trainer.global_step}
         self._reporter.write({**started, "tamiyo": describe_policy(self.config.tamiyo)})
         self._journal = Journal(self.engine, self._reporter.write, self._reporter.folder)
-        change = self._rollout.begin(self.trainer, self.engine.layers, saved_rollout)
+        change = self._rollout.begin(self.trainer, self.engine.layers, self._saved_rollout)
         self._reporter.tell_rollout(change, self.engine.ticks)
 
     def start(self) -> None:
@@ -127,6 +131,7 @@ class GrowthRun:
         Lightning takes an epoch for done if its last batch was the last thing that a checkpoint holds: neither
         its validation nor ``on_train_epoch_end`` comes again.
         """
+        self.open()
         trainer, layers = self.trainer, self.engine.layers
         # Not before: asking for the length of training sets up the loaders, whose state is restored in between.
         self._tick_steps = tick_steps(trainer, self.config.every_n_steps)
@@ -165,7 +170,7 @@ class GrowthRun:
         """Say that the fit has ended as planned, and print the table of seeds; on every rank."""
         self.end("finished")
         self._reporter.print_table(self.engine.records)
-        self._ranks = self._all_unread()
+        self._ranks = gather_objects(self._unread.state_dict())
 
     def close(self) -> None:
         """Let go of layers, optimizers and progress bar."""
@@ -305,37 +310,32 @@ class GrowthRun:
     # ------------------------------------------------------------------ persistence
     def state_dict(self) -> dict[str, Any]:
         """Counters, records, samples and the pending validation loss, as plain values and tensors."""
+        engine = self.engine.state_dict()
+        del engine["unread"]
         return {
-            "engine": self.engine.state_dict(),
+            "engine": engine,
             "batches": self._batches,
-            "training_loss": self._training_loss.state_dict(),
             "val_loss": self._validation.value,
             "has_loss": self._validation.measurable,
             "rollout": self._rollout.state_dict(),
             "ticked_epochs": self.ticked_epochs,
             "reporter": self._reporter.state_dict(),
-            "ranks": self._ranks,
+            "unread": self._ranks or [self._unread.state_dict()],
         }
 
     def complete_checkpoint(self, state: dict[str, Any]) -> None:
         """Add to what :meth:`state_dict` gave what only the other ranks know; on every rank, as all save together."""
-        state["ranks"] = self._all_unread()
-
-    def _all_unread(self) -> list[dict[str, Any]]:
-        return gather_objects(self._unread.state_dict()) if self.trainer.world_size > 1 else []
+        state["unread"] = gather_objects(self._unread.state_dict())
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what :meth:`state_dict` gave, the rollout apart: that needs a Trainer in :meth:`open`."""
-        self._resumed = True
+        """Restore what :meth:`state_dict` gave, of the rollout in :meth:`open`."""
+        self._resumed, self._saved_rollout = True, state["rollout"]
         self.engine.load_state_dict(state["engine"])
         self._batches = state["batches"]
-        self._training_loss.load_state_dict(state["training_loss"])
         self._validation.value, self._validation.measurable = state["val_loss"], state["has_loss"]
         self.ticked_epochs = state["ticked_epochs"]
-        if "reporter" in state:
-            self._reporter.load_state_dict(state["reporter"])
-        if state.get("ranks"):
-            self._unread.load_state_dict(state["ranks"], self.trainer.global_rank, self.trainer.world_size)
+        self._reporter.load_state_dict(state["reporter"])
+        self._unread.load_state_dict(unread_parts(state), self.trainer.global_rank, self.trainer.world_size)
 
 
 def _summed(ranks: Sequence[Mapping[str, int]]) -> dict[str, int]:

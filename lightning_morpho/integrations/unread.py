@@ -11,7 +11,7 @@ from lightning_morpho.telemetry import Sampler
 
 
 class Unread:
-    """Losses, samples and faults of one rank that are exchanged at the next tick, or the governor's next look.
+    """What one rank has seen and is exchanged at the next tick, or the governor's next look.
 
     Args:
         engine: The engine of the run.
@@ -24,10 +24,8 @@ class Unread:
 
     def state_dict(self) -> dict[str, Any]:
         """This rank's part; waits for the device."""
-        governor = self._engine.recovery.governor
         return {
-            "losses": [] if governor is None else governor.waiting,
-            "faults": {name: layer.morpho.faults.state_dict() for name, layer in self._engine.layers.items()},
+            **self._engine.unread(),
             "training_loss": self._training_loss.state_dict(),
             "samples": self._sampler.state_dict(),
         }
@@ -36,22 +34,32 @@ class Unread:
         """Restore the part of a rank.
 
         On another number of ranks than that of the checkpoint the losses are the means that all would have learnt
-        anyway, and a rank goes on with the samples of one that there was.
+        anyway, and a rank goes on with the rest of one that there was.
 
         Args:
             ranks: What :meth:`state_dict` gave on each rank of the checkpoint.
             rank: This rank.
             world_size: Ranks that there are now.
         """
-        own = ranks[rank % len(ranks)]
-        losses, training_loss = own["losses"], own["training_loss"]
+        own = dict(ranks[rank % len(ranks)])
         if len(ranks) != world_size:
-            losses = [sum(each) / len(ranks) for each in zip(*(part["losses"] for part in ranks), strict=True)]
-            training_loss = {key: sum(part["training_loss"][key] for part in ranks) for key in ("sum", "count")}
-        if self._engine.recovery.governor is not None:
-            self._engine.recovery.governor.waiting = losses
-        for name, faults in own["faults"].items():
-            if name in self._engine.layers:
-                self._engine.layers[name].morpho.faults.load_state_dict(faults)
-        self._training_loss.load_state_dict(training_loss)
+            own["losses"] = [sum(each) / len(ranks) for each in zip(*(part["losses"] for part in ranks), strict=True)]
+            own["training_loss"] = {key: sum(part["training_loss"][key] for part in ranks) for key in ("sum", "count")}
+        self._engine.load_unread(own)
+        self._training_loss.load_state_dict(own["training_loss"])
         self._sampler.load_state_dict(own["samples"])
+
+
+def unread_parts(state: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Each rank's part in the saved state of a run, also in the older form, which held that of rank 0 elsewhere."""
+    if "unread" in state:
+        return list(state["unread"])
+    engine = state["engine"]
+    own = {
+        "losses": (engine["governor"] or {"waiting": []})["waiting"],
+        "faults": engine["faults"],
+        "starvation": engine.get("starvation", {}),
+        "training_loss": state["training_loss"],
+        "samples": state["reporter"]["sampler"],
+    }
+    return [own | part for part in state.get("ranks") or [{}]]
