@@ -121,17 +121,17 @@ def test_sharded_training_resumes_bit_equal_in_the_middle_of_growth(
 def test_a_sharded_run_resumes_at_the_stage_of_its_ramp(results: dict[str, Any]) -> None:
     """Its state is restored after the fit has started: the ramp began again at 1 %, and growth stood still."""
     whole, resumed = results["fsdp2_ramp-0"], results["fsdp2_ramp_resumed-0"]
-    assert whole["callback"]["rollout"]["ramp"]["stage"] == 1 and whole["germinations"]
+    assert whole["germinations"]
     assert_equal(whole["states"][2:], resumed["states"])
-    assert_equal(whole["callback"]["rollout"], resumed["callback"]["rollout"])
+    ramps = [run["callback"]["rollout"]["ramp"] for run in (whole, resumed)]
+    assert [(ramp["stage"], ramp["held"]) for ramp in ramps] == [(1, 5)] * 2
 
 
 def test_a_run_resumed_between_two_ticks_goes_on_with_what_every_rank_had_seen(results: dict[str, Any]) -> None:
     """With one rank's losses and samples alone, the governor's limit and what policies read would be others."""
     first, second = results["saved"]["unread"]
     assert first["training_loss"]["count"] == second["training_loss"]["count"] > 0
-    for kind in ("training_loss", "starvation"):
-        assert first[kind] != second[kind], "each rank had seen something of its own"
+    assert first["training_loss"] != second["training_loss"], "each rank had seen something of its own"
     for rank in (0, 1):
         whole, resumed = results[f"between-{rank}"], results[f"between_resumed-{rank}"]
         assert whole["losses"][20:] == resumed["losses"]
