@@ -3,7 +3,7 @@
 MNIST-1D (generated, nothing is downloaded). A net of six linear layers is trained for 1500 steps; then the data shift:
 other classes, inverted, reversed in time. Each arm adapts the same host with the same batches through a Trainer for
 500 steps of Adam (rate constant, then falling linearly in the last 30 %), and takes the learning rate that is best
-on validation, the mean over all seeds deciding.
+on validation, the mean over all seeds deciding. The sweep of an arm goes on while its best rate lies at an end of it.
 
 * preset: ``MorphoCallback(preset="adapt_pretrained")``: low rank in all layers, probation, half moved to the best
 * uniform: the same without probation: LoRA of one rank in all layers, as many parameters added
@@ -41,7 +41,8 @@ from growth_lab import Split, accuracy, context, interval, train, wsd
 from lightning_morpho import BlueprintConfig, MorphoCallback, Probation, TelemetryConfig, hybrid_layers
 
 SEEDS = 8
-RATES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
+LADDER = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)
+SWEEP = LADDER[2:7]  # where every arm begins
 SHIFTS = ("classes", "inverted", "reversed")
 SIZES = (400, 3000)
 RANKS = (1, 2, 4)
@@ -208,12 +209,33 @@ ARMS: dict[str, Callable[..., Adaptation]] = {
 }
 
 
-def keys(shifts: tuple[str, ...], arms: list[str]) -> Iterator[str]:
-    """Shift, size, rank, arm and rate; the output layer has no rank, so it runs once."""
+Runs = dict[str, list[dict[str, float]]]
+
+
+def settings(shifts: tuple[str, ...], arms: list[str]) -> Iterator[str]:
+    """Shift, size, rank and arm; the output layer has no rank, so it runs once."""
     for shift, size, rank in itertools.product(shifts, SIZES, RANKS):
-        for arm in arms:
-            if arm != "head" or rank == RANKS[0]:
-                yield from (f"{shift} {size} rank{rank} {arm} {rate:g}" for rate in RATES)
+        yield from (f"{shift} {size} rank{rank} {arm}" for arm in arms if arm != "head" or rank == RANKS[0])
+
+
+def swept(runs: Runs, setting: str, seeds: int) -> dict[float, list[dict[str, float]]]:
+    """The runs of a setting at the rates that have run with so many seeds."""
+    found = {rate: runs.get(f"{setting} {rate:g}", []) for rate in LADDER}
+    return {rate: rows for rate, rows in found.items() if len(rows) >= seeds}
+
+
+def best_rate(done: dict[float, list[dict[str, float]]]) -> float:
+    """The rate that is best on validation."""
+    return max(done, key=lambda rate: statistics.fmean(row["val"] for row in done[rate]))
+
+
+def missing_rates(done: dict[float, list[dict[str, float]]]) -> list[float]:
+    """What a sweep still asks for: its beginning, then the next rate while the best lies at an end."""
+    begun = [rate for rate in SWEEP if rate not in done]
+    if begun:
+        return begun
+    place = LADDER.index(best_rate(done))
+    return [rate for rate in LADDER[max(0, place - 1) : place + 2] if rate not in done]
 
 
 def adapt(job: tuple[str, int]) -> tuple[str, list[dict[str, Any]]]:
@@ -239,12 +261,16 @@ def run(path: Path, arms: list[str], seeds: int, shifts: tuple[str, ...], worker
         _HOSTS.update(zip(wanted, pool.map(train_host, wanted), strict=True))
     for shift, seed in itertools.product(shifts, range(seeds)):
         results["hosts"][f"{shift} {seed}"] = accuracy(_HOSTS[origin(shift), seed], parts(shift)["test"])
-    missing = [(key, seeds) for key in keys(shifts, arms) if len(results["runs"].get(key, ())) < seeds]
     with fork.Pool(workers, quiet) as pool:
-        for key, rows in pool.imap_unordered(adapt, missing):
-            results["runs"][key] = rows
-            write(path, results | context(start))
-            print(f"{key}: {time.perf_counter() - start:.0f} s", flush=True)
+        while missing := [
+            (f"{setting} {rate:g}", seeds)
+            for setting in settings(shifts, arms)
+            for rate in missing_rates(swept(results["runs"], setting, seeds))
+        ]:
+            for key, rows in pool.imap_unordered(adapt, missing):
+                results["runs"][key] = rows
+                write(path, results | context(start))
+                print(f"{key}: {time.perf_counter() - start:.0f} s", flush=True)
 
 
 _HOSTS: dict[tuple[str, int], nn.Module] = {}
@@ -273,15 +299,13 @@ def write(path: Path, results: dict[str, Any]) -> None:
     path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
 
-def best(runs: dict[str, list[dict[str, float]]], shift: str, size: int, rank: int, arm: str) -> tuple[str, Any] | None:
-    """The rate that is best on validation, and its runs."""
-    rank = RANKS[0] if arm == "head" else rank
-    found = {f"{rate:g}": runs.get(f"{shift} {size} rank{rank} {arm} {rate:g}") for rate in RATES}
-    done = {rate: rows for rate, rows in found.items() if rows}
-    if len(done) < len(RATES) - 1:
-        return None  # the sweep has not come to its end
-    rate = max(done, key=lambda rate: statistics.fmean(row["val"] for row in done[rate]))
-    return rate, done[rate]
+def best(runs: Runs, shift: str, size: int, rank: int, arm: str) -> tuple[str, Any] | None:
+    """The rate that is best on validation, `?` beside it where the sweep ends there, and its runs."""
+    done = swept(runs, f"{shift} {size} rank{RANKS[0] if arm == 'head' else rank} {arm}", SEEDS)
+    if not set(SWEEP) <= set(done):
+        return None
+    rate = best_rate(done)
+    return f"{rate:g}{'?' if missing_rates(done) else ''}", done[rate]
 
 
 def table(path: Path) -> str:

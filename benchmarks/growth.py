@@ -18,61 +18,24 @@ import logging
 import multiprocessing
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from growth_arms import Arm, Job
+from growth_arms import Job
+from growth_plan import PLAN, at_best_rate, current, host_jobs, jobs, key
+from growth_results import Results, Run
 from growth_run import host_path, run
 from growth_tasks import TASKS, Task
 
 HERE = Path(__file__).parent
-PLAN: dict[str, Any] = json.loads((HERE / "growth_plan.json").read_text())
 RESULTS = HERE / "results" / "growth.jsonl"
 PAGE = HERE.parent / "docs" / "evidence"
 GROMO = HERE / "results" / "gromo.json"
 HOSTS = HERE / "results" / "local" / "hosts"
-
-
-def jobs(suite: str) -> list[Job]:
-    """All runs of a suite; within an entry all arms of one random seed come before the next."""
-    found: dict[str, Job] = {}
-    for entry in PLAN["suites"][suite]:
-        widths = entry.get("widths", [512])
-        arms = [*entry["arms"], *([str(w) for w in widths] if len(widths) > 1 else [])]
-        common = {"host": entry["host"], "widest": widths[-1]}
-        for seed in range(entry["seeds"]):
-            for task in entry["tasks"]:
-                before = (
-                    {"host_task": entry["before"].get("task", task), **entry["before"]} if "before" in entry else {}
-                )
-                before = {name: value for name, value in before.items() if name != "task"}
-                for rate in entry["rates"]:
-                    for arm in arms:
-                        past = before if Arm.parse(arm).kind == "onward" else {}
-                        job = {"task": task, "arm": arm, "rate": rate, "seed": seed, **common, **past}
-                        found.setdefault(key(job), job)
-    return list(found.values())
-
-
-def key(job: Job) -> str:
-    """What makes a run the same."""
-    return " ".join(str(job[name]) for name in ("task", "arm", "rate", "seed"))
-
-
-def host_jobs(wanted: Iterable[Job]) -> list[Job]:
-    """The trained hosts that jobs start from, as far as their weights are missing."""
-    found = {}
-    for job in wanted:
-        if "host_task" in job and not host_path(job, HOSTS).exists():
-            arm = f"{job['host']}@{job['host_steps']}"
-            host = {**job, "task": job["host_task"], "arm": arm, "rate": job["host_rate"], "keep": True}
-            found[key(host)] = host
-    return list(found.values())
-
 
 _TASKS: dict[str, Task] = {}
 
@@ -85,13 +48,19 @@ def _start(tasks: dict[str, Task]) -> None:
     _TASKS.update(tasks)
 
 
-def _work(job: Job, device: str) -> Job:
+def _work(job: Job, device: str) -> Run:
     return run(job, _TASKS[job["task"]], PLAN, HOSTS, device)
 
 
-def read(path: Path) -> list[Job]:
-    """The runs that are done."""
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+def read(path: Path) -> list[Run]:
+    """The runs that are done, and count."""
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [run for run in map(json.loads, lines) if current(run)]
+
+
+def line(run: Run) -> str:
+    """A run as a line of the results file."""
+    return json.dumps(run, separators=(",", ":")) + "\n"
 
 
 def load(names: Iterable[str], data: Path) -> dict[str, Task]:
@@ -105,24 +74,57 @@ def load(names: Iterable[str], data: Path) -> dict[str, Task]:
     return tasks
 
 
-def work(waiting: Sequence[Job], options: argparse.Namespace, end: float) -> None:
+class Queue:
+    """What is still to run, in the order of the plan.
+
+    Args:
+        waiting: The jobs.
+        done: What has run before, and whatever is added; a job whose rate is yet to be found waits for its sweep.
+    """
+
+    def __init__(self, waiting: Iterable[Job], done: Sequence[Run]) -> None:
+        self.results, self.known = Results(done), set(map(key, done))
+        self.waiting = [job for job in waiting if not self._has_run(job)]
+
+    def _has_run(self, job: Job) -> bool:
+        settled = at_best_rate(job, self.results)
+        return settled is not None and key(settled) in self.known
+
+    def next(self) -> Job | None:
+        """The first job that can run now; None if there is none."""
+        for job in list(self.waiting):
+            settled = at_best_rate(job, self.results)
+            if settled is not None:
+                self.waiting.remove(job)
+                if key(settled) not in self.known:
+                    self.known.add(key(settled))
+                    return settled
+        return None
+
+    def add(self, run: Run) -> None:
+        """A job has run."""
+        self.results.add(run)
+
+
+def work(waiting: Sequence[Job], done: Sequence[Run], options: argparse.Namespace, end: float) -> None:
     """Run jobs in several processes, and write each as it ends; none starts after ``end``."""
-    tasks = load(dict.fromkeys(job["task"] for job in waiting), options.data)
-    source = (job for job in waiting if job["task"] in tasks and time.monotonic() < end)
+    queue = Queue(waiting, done)
+    tasks = load(dict.fromkeys(job["task"] for job in queue.waiting), options.data)
+    queue.waiting = [job for job in queue.waiting if job["task"] in tasks]
     options.json.parent.mkdir(parents=True, exist_ok=True)
     context = multiprocessing.get_context("fork")
     with options.json.open("a") as file, context.Pool(options.workers, _start, (tasks,)) as pool:
         busy: list[Any] = []
         while True:
-            busy = [handle for handle in busy if not _settle(handle, file)]
-            while len(busy) < options.workers and (job := next(source, None)) is not None:
+            busy = [handle for handle in busy if not _settle(handle, queue, file)]
+            while len(busy) < options.workers and time.monotonic() < end and (job := queue.next()) is not None:
                 busy.append(pool.apply_async(_work, (job, options.device)))
             if not busy:
                 break
             time.sleep(0.01)
 
 
-def _settle(handle: Any, file: Any) -> bool:
+def _settle(handle: Any, queue: Queue, file: Any) -> bool:
     if not handle.ready():
         return False
     try:
@@ -130,28 +132,32 @@ def _settle(handle: Any, file: Any) -> bool:
     except Exception as error:  # one run's failure is said; the next start tries it again
         print(f"failed: {error!r}", flush=True)
         return True
-    file.write(json.dumps(result) + "\n")
+    queue.add(result)
+    file.write(line(result))
     file.flush()
     said = f"val {result['val']:.2f} test {result['test']:.2f} {result['parameters']} parameters"
     print(key(result), said, f"{result['seconds']:.1f} s", flush=True)
     return True
 
 
-def chosen(options: argparse.Namespace) -> Iterator[Job]:
-    """The runs of a suite that are this shard's, and not done."""
+def chosen(options: argparse.Namespace) -> list[Job]:
+    """The runs of a suite that are this shard's: a shard has all rates and seeds of an arm, for its sweep to end."""
     shard, of = map(int, options.shard.split("/"))
-    done = {key(entry) for entry in read(options.json)}
-    for i, job in enumerate(jobs(options.suite)):
+    arms: dict[tuple[str, str], int] = {}
+    found = []
+    for job in jobs(options.suite):
+        place = arms.setdefault((job["task"], job["arm"]), len(arms))
         named = not options.tasks or job["task"] in options.tasks
         meant = not options.arms or any(fnmatch(job["arm"], pattern) for pattern in options.arms)
-        if i % of == shard and key(job) not in done and named and meant:
-            yield job
+        if place % of == shard and named and meant:
+            found.append(job)
+    return found
 
 
 def merge(paths: Sequence[Path]) -> None:
     """Put runs of several files into the first; where a run is in several, the last file counts."""
     found = {key(run): run for path in paths for run in read(path)}
-    paths[0].write_text("".join(json.dumps(run) + "\n" for run in found.values()))
+    paths[0].write_text("".join(line(run) for run in found.values()))
 
 
 def main() -> None:
@@ -162,7 +168,7 @@ def main() -> None:
     parser.add_argument("--arms", nargs="+", help="arms that match one of these patterns alone, such as 'onward*'")
     parser.add_argument("--data", type=Path, default=HERE / "data")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--shard", default="0/1", help="i/n: every n-th run, from the i-th on")
+    parser.add_argument("--shard", default="0/1", help="i/n: every n-th arm, from the i-th on")
     parser.add_argument("--json", type=Path, default=RESULTS, help="where runs are written and looked for")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--minutes", type=float, default=float("inf"), help="start no further run after that")
@@ -180,11 +186,12 @@ def main() -> None:
         merge([options.json, *options.merge])
         return
     end = time.monotonic() + 60 * options.minutes
-    missing = list(chosen(options))
-    hosts = host_jobs(missing)
+    wanted = chosen(options)
+    hosts = [job for job in host_jobs(wanted) if not host_path(job, HOSTS).exists()]
     if hosts:
-        work(hosts, options, end)
-    work([job for job in missing if "host_task" not in job or host_path(job, HOSTS).exists()], options, end)
+        work(hosts, [], options, end)
+    possible = [job for job in wanted if "host_task" not in job or host_path(job, HOSTS).exists()]
+    work(possible, read(options.json), options, end)
 
 
 if __name__ == "__main__":

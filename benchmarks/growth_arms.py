@@ -7,8 +7,9 @@ An arm is a name, a width where it needs one, and `@steps` where it trains for a
 - `shrink`: starts at the widest width, `AutoSize(sizing="shrink")`;
 - `uniform`, `random`, `periodic`: as auto, filled to the budget in one round at 15 %, or in four parts at random ticks
   and layers, or in four parts in turn, without sizing;
-- `uniform4`, `narrowest24`, `trial24`: starts at `host`, one round at 15 % of that many new units in each layer, in the
-  narrowest layer, or in the layer that is best when each was tried for 5 % of the steps;
+- `uniform4`, `narrowest24`, `earliest24`, `lot24`, `trial24`: starts at `host`, one round at 15 %: so many new units in
+  each layer, in the narrowest, in the first, in one drawn by lot, or in that which is best when each is tried for 2 %
+  of the steps;
 - `round25`: starts at `host`, one round at 35 % to that width;
 - `onward12@330`: a net of `host` units that was trained before goes on for that many steps, grown to that width at the
   first tick, after 5 % of them.
@@ -16,7 +17,9 @@ An arm is a name, a width where it needs one, and `@steps` where it trains for a
 
 from __future__ import annotations
 
+import random
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +40,7 @@ from lightning_morpho import (
     Uniform,
     WarmupConfig,
 )
+from lightning_morpho.tamiyo import Germinate, Observation
 
 Job = dict[str, Any]
 
@@ -44,6 +48,21 @@ Job = dict[str, Any]
 def size(net: nn.Module) -> int:
     """Parameters of a net."""
     return sum(p.numel() for p in net.parameters())
+
+
+@dataclass(frozen=True, kw_only=True)
+class ByLot(Tamiyo):
+    """One round at 15 % in a layer drawn by lot: chance, at the same moment as the others."""
+
+    seed: int
+
+    def grow(self, observation: Observation) -> Sequence[Germinate]:
+        """In that layer."""
+        assert observation.total_steps is not None
+        if observation.germinations or observation.step < 0.15 * observation.total_steps:
+            return []
+        names = sorted(layer.name for layer in observation.layers if layer.growable)
+        return [Germinate(layer=random.Random(self.seed).choice(names), reason="drawn by lot")]
 
 
 @dataclass(frozen=True)
@@ -90,6 +109,8 @@ class Arm:
             "random": RandomPlace(rate=0.5, seed=job["seed"]),
             "periodic": Periodic(start=2, every=3, events=layers),
             "narrowest": Placed(by="narrowest", reopen=None),
+            "earliest": Placed(by="earliest", reopen=None),
+            "lot": ByLot(seed=job["seed"]),
             "trial": Trial(reopen=None),
             "round": Uniform(at=0.35, reopen=None),
             "onward": AllAtStart(),
@@ -103,7 +124,7 @@ class Arm:
             # A trained host has steps behind it that the Trainer of this run knows nothing of.
             warmup = WarmupConfig(steps=steps // 5, min_steps=steps // 5) if self.kind == "onward" else None
             return {"blueprint": BlueprintConfig(hidden=self.number - job["host"]), "warmup": warmup}
-        if self.kind in ("uniform", "narrowest", "trial") and self.number is not None:
+        if self.kind in ("uniform", "narrowest", "earliest", "lot", "trial") and self.number is not None:
             return {"blueprint": BlueprintConfig(hidden=self.number)}
         fills = self.kind in ("uniform", "random", "periodic")
         return {

@@ -26,20 +26,20 @@ def area(run: Run, axis: int, horizon: float) -> float:
     """Mean test points over training up to a horizon, by trapezoids.
 
     Args:
-        run: A run with a curve of FLOPs, seconds, validation and test points.
+        run: A run with a curve of FLOPs, seconds and test points.
         axis: 0: over FLOPs, 1: over seconds.
         horizon: Where to stop. A run that ends before it keeps its last points.
 
     Example:
-        >>> area({"curve": [[1.0, 0, 0, 10.0], [2.0, 0, 0, 30.0]]}, 0, 4.0)
+        >>> area({"curve": [[1.0, 0, 10.0], [2.0, 0, 30.0]]}, 0, 4.0)
         22.5
     """
-    at, points = [0.0], [run["curve"][0][3]]
+    at, points = [0.0], [run["curve"][0][2]]
     for look in run["curve"]:
         if look[axis] > horizon:
             break
         at.append(look[axis])
-        points.append(look[3])
+        points.append(look[2])
     at.append(horizon)
     points.append(points[-1])
     pieces = zip(at, at[1:], points, points[1:], strict=False)

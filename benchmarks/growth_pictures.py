@@ -100,4 +100,4 @@ def mean_curve(runs: Sequence[Run]) -> tuple[list[float], list[float]]:
     """FLOPs and test points of each look, the mean of all runs."""
     looks = zip(*(run["curve"] for run in runs), strict=True)
     means = [[statistics.fmean(column) for column in zip(*look, strict=True)] for look in looks]
-    return [look[0] for look in means], [look[3] for look in means]
+    return [look[0] for look in means], [look[2] for look in means]

@@ -33,7 +33,7 @@ class Recorder(L.Callback):
         steps: Training steps.
 
     Attributes:
-        curve: Training FLOPs in units of 1e9, seconds, validation and test points, at every other moment.
+        curve: Training FLOPs in units of 1e9, seconds and test points, at every other moment.
         best: Validation and test points where the validation points are best.
         jumps: By how much the validation loss rises in ticks that grow or cut the net.
     """
@@ -101,7 +101,7 @@ class Recorder(L.Callback):
         self.best = max(self.best, points, key=lambda found: found[0])
         self._looks += 1
         if self._looks % 2 == 0:
-            self.curve.append([*(float(f"{spent:.4g}") for spent in (self.flops / 1e9, self.seconds)), *points])
+            self.curve.append([*(float(f"{spent:.4g}") for spent in (self.flops / 1e9, self.seconds)), points[1]])
 
     def pause(self, seconds: float) -> None:
         """Leave out time that was spent on looking."""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import statistics
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from lightning_morpho.ab import Comparison, compare_pairs
 
 Run = dict[str, Any]
 MARGIN = 0.5  # points
+SWEPT = 4  # seeds with which the sweep of a rate counts as done
 
 
 class Results:
@@ -20,26 +21,30 @@ class Results:
         runs: The lines of the results file.
     """
 
-    def __init__(self, runs: Sequence[Run]) -> None:
-        self.tasks = list(dict.fromkeys(run["task"] for run in runs))
+    def __init__(self, runs: Iterable[Run]) -> None:
         self.comparisons = 0
         self._runs: dict[tuple[str, str], dict[float, dict[int, Run]]] = defaultdict(lambda: defaultdict(dict))
         for run in runs:
-            self._runs[run["task"], run["arm"]][run["rate"]][run["seed"]] = run
+            self.add(run)
+
+    def add(self, run: Run) -> None:
+        """One more run; one of the same task, arm, rate and seed gives way."""
+        self._runs[run["task"], run["arm"]][run["rate"]][run["seed"]] = run
+
+    @property
+    def tasks(self) -> list[str]:
+        """Their names, in the order of the runs."""
+        return list(dict.fromkeys(task for task, _ in self._runs))
 
     def arm(self, task: str, arm: str) -> list[Run]:
-        """The runs of an arm at its best rate, by random seed; empty if it did not run with two of them.
+        """The runs of an arm at its best rate, by random seed; empty if it did not run with two of them."""
+        made = self._runs.get((task, arm), {})
+        runs = made[best_rate(made)] if made else {}
+        return [runs[seed] for seed in sorted(runs)] if len(runs) > 1 else []
 
-        A rate with fewer seeds than another is left out: the sweep has not reached its end there.
-        """
-        made = list(self.rates(task, arm).values())
-        seeds = max((2, *map(len, made)))
-        return max((runs for runs in made if len(runs) == seeds), key=lambda runs: mean(runs, "val"), default=[])
-
-    def rates(self, task: str, arm: str) -> dict[float, list[Run]]:
-        """The runs of an arm at each rate."""
-        found = self._runs.get((task, arm), {})
-        return {rate: [runs[seed] for seed in sorted(runs)] for rate, runs in sorted(found.items())}
+    def rates(self, task: str, arm: str) -> dict[float, dict[int, Run]]:
+        """The runs of an arm by rate and random seed."""
+        return dict(sorted(self._runs.get((task, arm), {}).items()))
 
     def arms(self, task: str) -> list[str]:
         """The arms that ran on a task."""
@@ -47,8 +52,8 @@ class Results:
 
     def widths(self, task: str) -> dict[int, list[Run]]:
         """Static nets by width."""
-        arms = sorted(int(arm) for t, arm in self._runs if t == task and arm.isdigit())
-        return {width: self.arm(task, str(width)) for width in arms}
+        arms = sorted(int(arm) for arm in self.arms(task) if arm.isdigit())
+        return {width: runs for width in arms if (runs := self.arm(task, str(width)))}
 
     def reference(self, task: str) -> tuple[int, int]:
         """Best and reference width of the static sweep."""
@@ -62,6 +67,20 @@ class Results:
         pairs = [(a["test"], b["test"]) for a in base for b in other if a["seed"] == b["seed"]]
         self.comparisons += 1
         return compare_pairs([a for a, _ in pairs], [b for _, b in pairs], metric="test points")
+
+
+def best_rate(made: Mapping[float, Mapping[int, Run]]) -> float:
+    """The rate that is best on validation, the mean over the seeds that have run at each rate deciding.
+
+    A rate with fewer seeds than `SWEPT`, and than another rate, is left out: the sweep has not come to its end there.
+
+    Args:
+        made: Runs by rate and seed, at least one.
+    """
+    enough = min(SWEPT, max(map(len, made.values())))
+    swept = {rate: runs for rate, runs in made.items() if len(runs) >= enough}
+    shared = set.intersection(*map(set, swept.values()))
+    return max(sorted(swept), key=lambda rate: mean([swept[rate][seed] for seed in shared or swept[rate]], "val"))
 
 
 def mean(runs: Sequence[Run], name: str) -> float:

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from growth_arms import Arm, Job, size
 from growth_recorder import LOOKS, Recorder, outputs
+from growth_results import Run
 from growth_tasks import Split, Task
 from lightning_morpho import MorphoCallback, TelemetryConfig, Trial, export
 
@@ -143,7 +144,7 @@ def host_path(job: Job, folder: Path) -> Path:
     return folder / f"{job['host_task']}-{job['host']}-{job['host_steps']}-{job['seed']}.pt"
 
 
-def run(job: Job, task: Task, plan: dict[str, Any], hosts: Path, device: str = "cpu") -> Job:
+def run(job: Job, task: Task, plan: dict[str, Any], hosts: Path, device: str = "cpu") -> Run:
     """Train one net, and say what came of it.
 
     Args:
@@ -162,14 +163,15 @@ def run(job: Job, task: Task, plan: dict[str, Any], hosts: Path, device: str = "
     if arm.kind == "onward":
         net.load_state_dict(torch.load(host_path(job, hosts)))
     module = Module(task, net, job["rate"], steps)
-    grows = arm.kind != "static" and arm.number != job["host"]
+    grows = arm.kind != "static" and (arm.kind, arm.number) != ("onward", job["host"])
     morpho = callback(arm, job, task, steps).bind(module.recorder) if grows else None
     fit(module, task, morpho, plan["batch"], steps, seed, device)
     if job.get("keep"):
         hosts.mkdir(parents=True, exist_ok=True)
         torch.save(net.state_dict(), host_path(job, hosts))
-    given = {name: value for name, value in job.items() if name != "keep"}
-    return given | results(module, task, device, host, steps) | (grown(morpho) if morpho else {})
+    given = {name: job[name] for name in ("task", "arm", "rate", "seed", "host", "rule") if name in job}
+    plain = export(module.net).to(device)
+    return given | results(module, plain, task, host, steps) | (grown(morpho, plain) if morpho else {})
 
 
 def callback(arm: Arm, job: Job, task: Task, steps: int) -> Timed:
@@ -206,16 +208,14 @@ def fit(module: Module, task: Task, morpho: Timed | None, batch: int, steps: int
     trainer.fit(module, rereadable(batches) if tried else batches, Batches(validation, held_out))
 
 
-def results(module: Module, task: Task, device: str, host: int, steps: int) -> Job:
+def results(module: Module, plain: nn.Module, task: Task, host: int, steps: int) -> Run:
     """What is recorded of every run."""
-    plain = export(module.net).to(device)
     recorder = module.recorder
     points = [task.measure.points(*outputs(plain, data)) for data in task.splits[1:]]
     return {
         "val": round(points[0], 4),
         "test": round(points[1], 4),
         "parameters": size(plain),
-        "shapes": [list(p.shape) for p in plain.parameters() if p.ndim > 1],
         "seconds": round(recorder.seconds, 3),
         "trained": round(host + recorder.trained / steps),
         "gflops": float(f"{recorder.flops / 1e9:.6g}"),
@@ -225,14 +225,13 @@ def results(module: Module, task: Task, device: str, host: int, steps: int) -> J
     }
 
 
-def grown(morpho: Timed) -> Job:
+def grown(morpho: Timed, plain: nn.Module) -> Run:
     """What is recorded of runs that grow."""
     state = morpho.state_dict()["engine"]
     return {
         "tick_seconds": round(morpho.seconds, 3),
         "germinations": len(state["records"]),
         "culled": sum(record["stage"] == "CULLED" for record in state["records"]),
-        "assessments": state["assessments"],
-        "resizings": state["resizings"],
         "jumps": morpho.recorder.jumps,
+        "widths": [len(p) for p in plain.parameters() if p.ndim > 1][:-1],
     }

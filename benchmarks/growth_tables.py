@@ -119,7 +119,8 @@ def count(verdicts: Sequence[Verdict]) -> str:
 def whether(results: Results) -> str:
     """The linear task."""
     rows = []
-    for rate, runs in results.rates("linear", "auto").items():
+    for rate, made in results.rates("linear", "auto").items():
+        runs = list(made.values())
         counts = [run["germinations"] for run in runs]
         points = f"{mean(runs, 'test'):.2f}"
         rows.append([f"{rate:g}", str(len(runs)), f"{statistics.median(counts):g}", str(sum(counts)), points])
@@ -150,7 +151,7 @@ def ranks(results: Results) -> str:
     rows, pairs = [], []
     for rank in known:
         runs = results.arm(f"rank{rank}", "auto")
-        widths = [run["shapes"][0][0] for run in runs]
+        widths = [run["widths"][0] for run in runs]
         pairs += [(rank, width) for width in widths]
         rows.append([str(rank), ", ".join(map(str, widths)), f"{mean(runs, 'test'):.2f}"])
     if len(known) < 2:
