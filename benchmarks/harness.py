@@ -84,7 +84,7 @@ class Bench:
         print(f"{row['name']:<28} {row['variant']:<24} {row['us']:12.2f} us {ratio}  {text}", flush=True)
 
     def time(self, run: Run, repeats: int) -> float:
-        """Microseconds of one call, mean over ``repeats``."""
+        """Microseconds of one call, mean over ``repeats``; on a CPU of processor time: others may run beside it."""
         if self.device.type == "cuda":
             start, stop = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
             torch.cuda.synchronize()
@@ -94,10 +94,10 @@ class Bench:
             stop.record()
             torch.cuda.synchronize()
             return start.elapsed_time(stop) / repeats * 1e3
-        began = time.perf_counter()
+        began = time.process_time()
         for _ in range(repeats):
             run()
-        return (time.perf_counter() - began) / repeats * 1e6
+        return (time.process_time() - began) / repeats * 1e6
 
     def _calibrate(self, run: Run) -> int:
         """Calls that take about 20 ms (5 when quick)."""
@@ -156,6 +156,22 @@ def inference(layer: nn.Module, x: Tensor) -> Run:
             return layer(x)
 
     return run
+
+
+def kept_for_backward(layer: nn.Module, x: Tensor) -> int:
+    """Bytes that a forward pass keeps for its backward pass, besides parameters and input."""
+    known = {tensor.untyped_storage().data_ptr() for tensor in (x, *layer.parameters(), *layer.buffers())}
+    kept: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in known:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor  # it holds its memory, so that no other tensor takes the same place
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        layer(x)
+    return sum(kept.values())
 
 
 def machine(device: torch.device) -> dict[str, Any]:

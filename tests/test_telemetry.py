@@ -14,7 +14,7 @@ from rich.console import Console
 from lightning_morpho import ChunkManager, ChunkStatistics, Stage
 from lightning_morpho.layers import Transition
 from lightning_morpho.telemetry import Event, SeedRecord, append_event, read_events, seed_table
-from lightning_morpho.telemetry.functional import Moments, column_moments, merge_moments
+from lightning_morpho.telemetry.functional import Moments, add_sample, merge_moments
 
 
 def reference(sample: np.ndarray, chunks: int) -> dict[str, np.ndarray]:
@@ -152,10 +152,7 @@ def test_merged_moments_are_those_of_both_samples(m, n):
     a, b = rng.normal(3, 1, (m, 2)), rng.normal(-3, 2, (n, 2))
 
     def moments(sample):
-        if not len(sample):
-            nothing = torch.zeros(2).double()
-            return Moments(torch.tensor(0), nothing, nothing, torch.full((2,), -torch.inf).double())
-        return column_moments(torch.from_numpy(sample))
+        return add_sample(Moments.none(2, torch.float64), torch.from_numpy(sample))
 
     count, mean, m2, largest = merge_moments(moments(a), moments(b))
     both = np.concatenate([a, b])

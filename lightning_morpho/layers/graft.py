@@ -14,7 +14,7 @@ from lightning_morpho.grafting import BLENDS, blend_add, gather_chunks, scatter_
 from lightning_morpho.kernels import ActiveSet, Backend, ChunkMLPs, add_chunk_mlps, choose_backend, shared_memory
 from lightning_morpho.kernels.ops import WEIGHTS
 from lightning_morpho.layers.beds import Bed
-from lightning_morpho.layers.faults import FaultWatch, contained, guarded, is_seeds_own
+from lightning_morpho.layers.faults import FaultWatch, add_contained, contained, guarded, is_seeds_own
 
 
 class GraftPlan:
@@ -109,7 +109,7 @@ class GraftPlan:
         alphas = [site.chunks.expand(entry.alpha) for entry in self._active]
         merged = self.blueprint.merge(parameters, alphas) if self.blend == "add" else None
         if merged is not None:
-            return y + contained(contribution(self.blueprint, merged, guarded(x), guarded(y)))
+            return add_contained(y, contribution(self.blueprint, merged, guarded(x), guarded(y)))
         for index, (values, alpha) in enumerate(zip(parameters, alphas, strict=True)):
             seed = self._attempt(index, values, guarded(x), guarded(y))
             if seed is not None:

@@ -136,7 +136,7 @@ class SeedBeds(nn.Module):
     def observe(self, observer: Callable[[Tensor], None] | None) -> None:
         """Show each output of the layer, features last and detached, to ``observer``; None stops it."""
         if observer is not self.observer:
-            self.observer = observer
+            self.__dict__["observer"] = observer  # a module takes long to set an attribute, and this is once a sample
             self._changed()
 
     def switch(self, on: bool) -> None:

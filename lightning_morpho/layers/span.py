@@ -13,7 +13,7 @@ from torch import Tensor
 from lightning_morpho.blueprints import Span
 from lightning_morpho.grafting import weighted
 from lightning_morpho.layers.beds import Bed
-from lightning_morpho.layers.faults import contained, guarded
+from lightning_morpho.layers.faults import add_contained, guarded
 from lightning_morpho.layers.incubation import Scale, feature_mask, incubate
 from lightning_morpho.layers.links import Link, linkable, open_older_, open_younger_
 from lightning_morpho.layers.taps import Hidden, Tap
@@ -88,7 +88,7 @@ class SpanPlan:
                 parameters = bed.values()
                 units = self._units(position, bed, [guarded(x) for x in sources], before)
                 parameters["w_out"] = weighted(parameters["w_out"], alpha)
-                out = out + contained(self.blueprint.grow(parameters, units))
+                out = add_contained(out, self.blueprint.grow(parameters, units))
                 hidden[index] = units, strength
             if young is not None:
                 apart = {i: (units.detach(), power) for i, (units, power) in before.items()}

@@ -30,36 +30,11 @@ class Moments(NamedTuple):
     m2: Tensor
     largest: Tensor
 
-
-def column_moments(columns: Tensor) -> Moments:
-    """Moments of each feature, in one pass.
-
-    Sums are taken of deviations from the first position, so a large mean costs no accuracy.
-
-    Args:
-        columns: ``(M, D)``, at least one position.
-
-    Returns:
-        Moments, float32 at least.
-
-    Example:
-        >>> [values.tolist() for values in column_moments(torch.tensor([[1.0, -1.0], [3.0, -1.0]]))]
-        [2, [2.0, -1.0], [2.0, 0.0], [3.0, -1.0]]
-    """
-    dtype = torch.float64 if columns.dtype == torch.float64 else torch.float32
-    positions, features = columns.shape
-    shift = columns[0].to(dtype)
-    total, square = torch.zeros_like(shift), torch.zeros_like(shift)
-    largest = torch.full_like(shift, -torch.inf)
-    # A GPU gains nothing by blocks, a CPU several times the speed.
-    rows = max(32, _BLOCK_ELEMENTS // features) if columns.device.type == "cpu" else positions
-    for block in columns.split(rows):
-        deviation = torch.sub(block, shift)
-        total += deviation.sum(0)
-        square += deviation.square_().sum(0)
-        largest = torch.maximum(largest, block.amax(0).to(dtype))
-    count = torch.tensor(positions, device=columns.device)
-    return Moments(count, shift + total / positions, (square - total.square() / positions).clamp(min=0), largest)
+    @classmethod
+    def none(cls, features: int, dtype: torch.dtype = torch.float32) -> Moments:
+        """Of no sample, on the CPU."""
+        mean, m2 = torch.zeros(2, features, dtype=dtype)
+        return cls(torch.tensor(0), mean, m2, torch.full_like(mean, -torch.inf))
 
 
 def merge_moments(one: Moments, other: Moments) -> Moments:
@@ -67,7 +42,7 @@ def merge_moments(one: Moments, other: Moments) -> Moments:
 
     Example:
         >>> a, b = torch.randn(5, 1, dtype=torch.float64), torch.randn(7, 1, dtype=torch.float64) + 1000
-        >>> merged = merge_moments(column_moments(a), column_moments(b))
+        >>> merged = merge_moments(*(add_sample(Moments.none(1, a.dtype), sample) for sample in (a, b)))
         >>> torch.allclose(merged.m2 / merged.seen, torch.cat([a, b]).var(0, correction=0))
         True
     """
@@ -83,22 +58,51 @@ def merge_moments(one: Moments, other: Moments) -> Moments:
 
 
 def add_sample(moments: Moments, columns: Tensor) -> Moments:
-    """Moments after one more sample; ``moments`` may be overwritten.
+    """Moments after one more sample, in one pass over it; ``moments`` may be overwritten.
 
     Args:
         moments: Of what was seen before.
         columns: ``(*, D)``, any strides; an empty sample changes nothing.
+
+    Example:
+        >>> moments = add_sample(Moments.none(2), torch.tensor([[1.0, -1.0], [3.0, -1.0]]))
+        >>> [values.tolist() for values in moments]
+        [2, [2.0, -1.0], [2.0, 0.0], [3.0, -1.0]]
     """
     if columns.numel() == 0:
         return moments
-    layout = layout_of(columns)
-    half_or_full = columns.dtype in (torch.float32, torch.bfloat16, torch.float16)
-    if columns.is_cuda and half_or_full and layout is not None and triton_problem() is None:
+    half_or_full = columns.is_cuda and columns.dtype in (torch.float32, torch.bfloat16, torch.float16)
+    layout = layout_of(columns) if half_or_full else None
+    if layout is not None and triton_problem() is None:
         from lightning_morpho.kernels.triton_moments import accumulate_
 
         seen = accumulate_(columns, layout, *moments)
         return moments if seen is moments.seen else moments._replace(seen=seen)
-    return merge_moments(moments, column_moments(columns.reshape(-1, columns.shape[-1])))
+    _add_rows_(*moments, columns.reshape(-1, columns.shape[-1]))
+    return moments
+
+
+def _add_rows_(seen: Tensor, mean: Tensor, m2: Tensor, largest: Tensor, rows: Tensor) -> None:
+    """Update moments by ``rows (M, D)``, in place.
+
+    Sums are taken of deviations from the mean so far, or from the first row of all: so a large mean costs no accuracy.
+    """
+    on_host = rows.device.type == "cpu"
+    before = int(seen) if on_host else seen  # to read it from a device would wait for that
+    origin = torch.where(seen > 0, mean, rows[0]) if not on_host else mean if before else rows[0].to(mean.dtype)
+    # A GPU gains nothing by blocks, a CPU several times the speed.
+    height = max(32, _BLOCK_ELEMENTS // rows.shape[1]) if on_host else len(rows)
+    sums = []
+    for block in rows.split(height) if len(rows) > height else (rows,):
+        deviation = block - origin
+        sums.append(deviation.sum(0))
+        m2 += deviation.square_().sum(0)
+        torch.maximum(largest, block.amax(0), out=largest)
+    total = torch.stack(sums).sum(0) if len(sums) > 1 else sums[0]
+    change = total / (before + len(rows))
+    m2.addcmul_(total, change, value=-1).clamp_(min=0)
+    torch.add(origin, change, out=mean)
+    seen += len(rows)
 
 
 class Products(NamedTuple):

@@ -73,11 +73,8 @@ class ChunkStatistics(ChunkMetric):
 
     def __init__(self, chunks: ChunkManager) -> None:
         super().__init__(chunks)
-        features = chunks.num_features
-        self.add_state("count", torch.zeros((), dtype=torch.int64), dist_reduce_fx=None)
-        self.add_state("mean", torch.zeros(features), dist_reduce_fx=None)
-        self.add_state("m2", torch.zeros(features), dist_reduce_fx=None)
-        self.add_state("largest", torch.full((features,), -torch.inf), dist_reduce_fx=None)
+        for name, value in zip(("count", "mean", "m2", "largest"), Moments.none(chunks.num_features), strict=True):
+            self.add_state(name, value, dist_reduce_fx=None)
 
     def update(self, columns: Tensor) -> None:
         """Add one sample of activations, ``(*, D)``."""
@@ -88,7 +85,7 @@ class ChunkStatistics(ChunkMetric):
         before = Moments(self.count, self.mean, self.m2, self.largest)
         after = add_sample(before, columns)
         if after is not before:  # setting a metric's attribute takes long
-            self.count, self.mean, self.m2, self.largest = after
+            self.count = after.seen
 
     def compute(self) -> dict[str, Tensor]:
         """``mean``, ``variance`` (mean over the chunk's features), ``silent``, ``activation_norm``, each ``(N,)``."""
