@@ -6,7 +6,7 @@ python examples/adapt_sentence_encoder.py
 Printed, among other lines, after three minutes on one core (the pairs come from Python 3.11's own documentation):
 
 2061 pairs; found first among 500: 0.420 as it comes
-MorphoCallback: 37 of 125 modules grow: 37 seeds; their beds hold 675,840 parameters (budget 10,000,000), 2.58 MiB.
+MorphoCallback: 37 of 125 modules grow: 37 seeds; their beds hold 675,840 parameters (budget 10,000,000), 2.6 MiB.
 morpho: step 50: 19 layers, ...: 19 seeds ACTIVE -> FOSSILIZED (probation passed)
 morpho: step 50: 19 layers, ...: 19 seeds DORMANT -> LOADING (most useful in probation)
 morpho: step 55: 18 layers, ...: 18 seeds ACTIVE -> CULLED (least useful in probation)

@@ -4,7 +4,7 @@ python examples/byte_gpt.py
 
 Printed, among other lines, in about two minutes on one core (the text is that of Python 3.11):
 
-MorphoCallback: 4 of 27 modules grow: 2 seeds; their beds hold 4,128 parameters (budget 100,000), 0.02 MiB.
+MorphoCallback: 4 of 27 modules grow: 2 seeds; their beds hold 4,128 parameters (budget 100,000), 16.1 KiB.
 morpho: step 450: blocks.0.mlp.2: 1 seed DORMANT -> LOADING (one round at 15% of training)
 morpho: step 1050: blocks.0.mlp.2: 1 seed ACTIVE -> FOSSILIZED (proven gain)
 4,698,388 bytes; validation loss 2.055 nats a byte

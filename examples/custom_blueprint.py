@@ -5,7 +5,7 @@ python examples/custom_blueprint.py
 
 Printed, among other lines, in half a minute on one core:
 
-MorphoCallback: 3 of 10 modules grow: 3 seeds; their beds hold 192 parameters (budget 100,000), 0.00 MiB.
+MorphoCallback: 3 of 10 modules grow: 3 seeds; their beds hold 192 parameters (budget 100,000), 768 bytes.
 morpho: step 240: net.0: 1 seed DORMANT -> LOADING (one round at 15% of training)
 morpho: step 440: net.0: 1 seed ACTIVE -> FOSSILIZED (proven gain of the group, judged with ...)
 test accuracy: 0.645

@@ -5,7 +5,7 @@ python examples/fashion_resnet.py
 
 Printed, among other lines, in half a minute on one core:
 
-MorphoCallback: 4 of 21 modules grow: 2 seeds; their beds hold 6,960 parameters (budget 100,000), 0.03 MiB.
+MorphoCallback: 4 of 21 modules grow: 2 seeds; their beds hold 6,960 parameters (budget 100,000), 27.2 KiB.
 morpho: step 168: blocks.0.conv2: 1 seed DORMANT -> LOADING (one round at 15% of training)
 morpho: step 378: blocks.0.conv2: 1 seed ACTIVE -> FOSSILIZED (proven gain of the group, judged with ...)
 test accuracy: 0.845

@@ -288,21 +288,17 @@ class GrowthEngine:
         return reports_of(self.records, self.losses, self.layers, self.step, self.inquiry.trials)
 
     def _views(self) -> tuple[LayerView, ...]:
-        views = []
-        for position, (name, layer) in enumerate(self.layers.items()):
-            if not layer.morpho.off:
-                view = layer_view(name, layer, position, waited=name in self._waited)
-                views.append(self._within_budget(view))
-        return tuple(views)
-
-    def _within_budget(self, view: LayerView) -> LayerView:
-        """The layer as it is to be seen: a budget that is spent leaves no bed."""
-        problem = self.budget.problem(view.name) if view.growable else None
-        if problem is None:
-            return view
+        """The layers as they are to be seen: a budget that is spent leaves no bed."""
+        views = [
+            layer_view(name, layer, position, waited=name in self._waited)
+            for position, (name, layer) in enumerate(self.layers.items())
+            if not layer.morpho.off
+        ]
+        problems = self.budget.problems(view.name for view in views if view.growable)
         if self.budget.positions is not None:
-            self._refuse(view.name, problem)
-        return replace(view, free_beds=0)
+            for name, problem in problems.items():
+                self._refuse(name, problem)
+        return tuple(replace(view, free_beds=0) if view.name in problems else view for view in views)
 
     @property
     def on(self) -> dict[str, HybridKasminaLayer]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -108,13 +108,24 @@ class FlopBudget:
 
     def problem(self, name: str) -> str | None:
         """Why a layer may not take a germination now, None if it may."""
+        return self.problems([name]).get(name)
+
+    def problems(self, names: Iterable[str]) -> dict[str, str]:
+        """Those of some layers that may not take a germination now, and why; all beds are added up once."""
         if self.share is None:
-            return None
+            return {}
         if self.positions is None:
-            return "what a forward pass costs (`budget.flops`) is not known before the first training batch"
+            why = "what a forward pass costs (`budget.flops`) is not known before the first training batch"
+            return dict.fromkeys(names, why)
+        grown, host = self.grown, self.host
+        found = {name: self._problem(name, grown, host) for name in names}
+        return {name: why for name, why in found.items() if why is not None}
+
+    def _problem(self, name: str, grown: float, host: float) -> str | None:
+        assert self.positions is not None and self.share is not None
         if not self.positions[name]:
             return "it did not run in the first training batch, so what it costs (`budget.flops`) is not known"
-        share = (self.grown + self.cost(name)) / self.host
+        share = (grown + self.cost(name)) / host
         if share <= self.share:
             return None
         return (

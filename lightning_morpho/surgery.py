@@ -26,6 +26,7 @@ from lightning_morpho.layers import (
 from lightning_morpho.lifecycle import LifecycleError
 from lightning_morpho.pairs import Pair, find_pairs
 from lightning_morpho.rollout import LiveRollout
+from lightning_morpho.wording import memory, plural
 
 log = logging.getLogger(__name__)
 
@@ -99,10 +100,10 @@ class EligibilityReport:
         return "\n".join([self._headline(), *_table(layers)])
 
     def _headline(self) -> str:
-        memory = sum(m.added_bytes for m in self.modules) / 2**20
+        held = memory(sum(m.added_bytes for m in self.modules))
         return (
-            f"{len(self.taken)} of {len(self.modules)} modules grow: {_plural(self.seeds, 'seed')}; their beds hold "
-            f"{self.allocated:,} parameters (budget {self.budget:,}), {memory:.2f} MiB."
+            f"{len(self.taken)} of {len(self.modules)} modules grow: {plural(self.seeds, 'seed')}; their beds hold "
+            f"{self.allocated:,} parameters (budget {self.budget:,}), {held}."
         )
 
 
@@ -216,7 +217,7 @@ def morph_(
     Example:
         >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
         >>> print(morph_(model))
-        2 of 4 modules grow: 1 seed; their beds hold 56 parameters (budget 100,000), 0.00 MiB.
+        2 of 4 modules grow: 1 seed; their beds hold 56 parameters (budget 100,000), 224 bytes.
           -    Sequential  no seeds grow in this type (exactly nn.Linear, nn.Conv1d/2d/3d)
           + 0  Linear      becomes wider with `2`
           - 1  ReLU        no seeds grow in this type (exactly nn.Linear, nn.Conv1d/2d/3d)
@@ -331,7 +332,7 @@ def _report(
         return ModuleReport(name=name, type=kind, taken=True, reason=reason, cohort=cohort)
     held = sum(p.numel() for p in layer.morpho.parameters())
     seeds = plans[name].site.chunks.num_chunks
-    reason = f"{_plural(seeds, 'seed')}, {_plural(beds, 'bed')} of {held // beds:,} parameters"
+    reason = f"{plural(seeds, 'seed')}, {plural(beds, 'bed')} of {held // beds:,} parameters"
     if name in pairs:
         reason += f": {plans[name].kind}, proposed: {pairs[name]}"
     elif plans[name].source == "chunk" and seeds > 1:
@@ -349,10 +350,6 @@ def _report(
         added_bytes=sum(p.nbytes for p in layer.morpho.parameters()),
         cohort=cohort,
     )
-
-
-def _plural(count: int, noun: str) -> str:
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def plan_layer(

@@ -11,6 +11,7 @@ PACKAGE = Path(__file__).parent.parent / "lightning_morpho"
 # A file imports only what stands above it: the core first, what needs Lightning or Hydra last.
 ORDER = [
     "checks",
+    "wording",
     "evidence",
     "lifecycle",
     "lifecycle_config",

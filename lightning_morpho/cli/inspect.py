@@ -10,6 +10,7 @@ from typing import Any
 from lightning_morpho.chunks import ChunkManager
 from lightning_morpho.cli.compose import add_config_arguments, load_config, model_and_config
 from lightning_morpho.surgery import EligibilityReport, hybrid_layers, morph_
+from lightning_morpho.wording import plural
 
 EPILOG = """examples:
   morpho inspect train experiment=mnist1d
@@ -53,7 +54,7 @@ def layout(chunks: ChunkManager) -> str:
         ('130 features: 2 chunks of 33, 2 of 32', '64 features: 1 chunk of 64')
     """
     parts = [(chunks.num_wide, chunks.width + 1), (chunks.num_chunks - chunks.num_wide, chunks.width)]
-    words = [f"{count} {'chunk' if count == 1 else 'chunks'} of {width}" for count, width in parts if count]
+    words = [f"{plural(count, 'chunk')} of {width}" for count, width in parts if count]
     shortened = [words[0], *(word.replace("chunks ", "").replace("chunk ", "") for word in words[1:])]
     return f"{chunks.num_features} features: {', '.join(shortened)}"
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_morpho.telemetry.report import write_report
+from lightning_morpho.wording import memory
 
 DESCRIPTION = """Write the report of a run: its story, curves with the events of growth, every seed's life,
 the seed map, credit, size and time, modules and configuration. One HTML file that needs no network."""
@@ -35,5 +36,5 @@ def add_parser(commands: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     """Write the report and say where it is."""
     path = write_report(options.folder, options.out)
-    print(f"{path} ({path.stat().st_size / 2**20:.1f} MiB): open it in a browser, or send it.")
+    print(f"{path} ({memory(path.stat().st_size)}): open it in a browser, or send it.")
     return 0

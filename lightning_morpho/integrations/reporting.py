@@ -44,6 +44,7 @@ from lightning_morpho.telemetry.series import histograms, scalar_series, seed_ma
 
 MOST_LIVE = 32
 MOST_RECORDS = 1000
+JOB_LOG_WIDTH = 120
 MONITORED = tuple(
     f"morpho/run/{name}"
     for name in ("parameters", "added_parameters", "germinations", "seeds_live", "seeds_fossilized")
@@ -271,8 +272,10 @@ class Reporter:
     def print_table(self, records: Sequence[SeedRecord]) -> None:
         """Print the table of seeds, if it is wanted."""
         if self._config.table and self.trainer.is_global_zero:
+            console = rich.get_console()
+            width = None if console.is_terminal or console.is_jupyter else max(console.width, JOB_LOG_WIDTH)
             with above_the_bar():
-                rich.get_console().print(seed_table(records))
+                console.print(seed_table(records), width=width, crop=False)
 
     def _write(self, kind: str, ticks: int, **content: Any) -> None:
         self._log.write(kind, tick=ticks, step=self.trainer.global_step, epoch=self.trainer.current_epoch, **content)

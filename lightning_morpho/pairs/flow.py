@@ -193,8 +193,10 @@ class Flow:
         if target in MEANS:
             return _pool_all(value, label, args[1:], kwargs)
         step = function_step(target, *_holed(args, kwargs))
-        if step is None or any(_opaque(a) for a in _flat((args, tuple(kwargs.values())))):
+        if step is None:
             return value.broken(f"`{label}` after {value.source} is not known to treat channels by themselves")
+        if any(_opaque(a) for a in _flat((args, tuple(kwargs.values())))):
+            return value.broken(f"an argument of `{label}` after {value.source} is no constant")
         if step.kind == "spatial" and value.layout != "first":
             return value.broken(f"`{label}` does not see the channels of {value.source}")
         return value.after(None if step.name in ("clone", "contiguous") else step)

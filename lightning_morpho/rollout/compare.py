@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_morpho.layers import HybridKasminaLayer
+from lightning_morpho.wording import memory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,11 +60,11 @@ class ImplementationComparison:
     def __str__(self) -> str:
         rows = [
             f"{name:>7}: p50 {1e3 * t.p50:.3f} ms, p90 {1e3 * t.p90:.3f} ms, p99 {1e3 * t.p99:.3f} ms"
-            + ("" if t.peak_memory is None else f", peak {t.peak_memory / 2**20:.1f} MiB")
+            + ("" if t.peak_memory is None else f", peak {memory(t.peak_memory)}")
             for name, t in (("base", self.base), ("chunked", self.chunked))
         ]
         summary = f"chunked / base {self.ratio:.2f}, largest difference {self.max_difference:.3g}"
-        return "\n".join([*rows, f"{summary}, beds {self.bed_bytes / 2**20:.2f} MiB"])
+        return "\n".join([*rows, f"{summary}, beds {memory(self.bed_bytes)}"])
 
 
 def compare_implementations(

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from statistics import median
 
 from lightning_morpho.rollout_config import GUARDED, GuardConfig
+from lightning_morpho.wording import plural
 
 
 @dataclass(frozen=True)
@@ -93,9 +94,7 @@ class Guard:
         bound = baseline + limit * abs(baseline)
         if value <= bound:
             return ""
-        source = (
-            f" of {cohort.runs} run{'' if cohort.runs == 1 else 's'} without growth" if name in cohort.values else ""
-        )
+        source = f" of {plural(cohort.runs, 'run')} without growth" if name in cohort.values else ""
         return f"{name} {value:.4g} is above {bound:.4g} (baseline {baseline:.4g}{source}, at most +{limit:.0%})"
 
     def state_dict(self) -> dict[str, float]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from lightning_morpho.rollout.guard import Guard, RunHealth
 from lightning_morpho.rollout_config import RampConfig
+from lightning_morpho.wording import plural
 
 
 class Ramp:
@@ -74,7 +75,7 @@ class Ramp:
         if not due or self.halted or self.held < self.config.monitor_ticks:
             return None
         held = self.held
-        return f"{self._enter(following)}, the guard held for {held} tick{'' if held == 1 else 's'}"
+        return f"{self._enter(following)}, the guard held for {plural(held, 'tick')}"
 
     def _fail(self, reason: str) -> str | None:
         self.held = 0

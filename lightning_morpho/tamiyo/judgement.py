@@ -19,6 +19,7 @@ from lightning_morpho.tamiyo.observation import (
     Observation,
     SeedKey,
 )
+from lightning_morpho.wording import JUDGED_WITH
 
 MATTERS = 0.5
 """An interaction matters if it is proven and larger than this share of the smaller of the two seeds' own effects."""
@@ -211,7 +212,7 @@ class _Verdicts:
 
     def _together(self, group: _Group) -> list[Decision]:
         joint = self.evidence.joint(group.seeds)
-        who = "judged with " + _names(group.seeds)
+        who = f"{JUDGED_WITH} {_names(group.seeds)}"
         if joint is None:
             return [d for u in group.units for d in _all(Defer, u, f"not measured together yet, {who}", _figures(u))]
         strongest = max(group.interactions, key=lambda b: abs(b.mean)).mean

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from lightning_morpho.telemetry.saved_run import Entry, kind_of
+from lightning_morpho.wording import plural
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Happening:
         """One line."""
         if not self.layer:
             return f"step {self.step:,}: {self.what} ({self.why})"
-        seeds = f"{self.count:,} seed{'' if self.count == 1 else 's'} " if " -> " in self.what else ""
+        seeds = f"{plural(self.count, 'seed')} " if " -> " in self.what else ""
         return f"step {self.step:,}: {self.layer}: {seeds}{self.what}" + (f" ({self.why})" if self.why else "")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from lightning_morpho.telemetry.events import AnyEvent, Event, Finding, Notice, Refusal, Restored
+from lightning_morpho.wording import plural
 
 MOST_LINES = 12
 
@@ -45,7 +46,7 @@ def _words(event: Event | Finding | Notice | Refusal) -> tuple[str, str]:
 
 
 def _counted(what: str, count: int) -> str:
-    return what.replace("{seeds}", "1 seed" if count == 1 else f"{count} seeds", 1)
+    return what.replace("{seeds}", plural(count, "seed"), 1)
 
 
 def _who(layers: dict[str, int]) -> str:

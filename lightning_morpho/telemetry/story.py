@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from lightning_morpho.lifecycle import Stage
 from lightning_morpho.telemetry.metric_files import Curve
 from lightning_morpho.telemetry.saved_run import Entry, SavedRun, SeedLife
+from lightning_morpho.wording import duration, enumerate_words, plural, short_reason
 
 _LOWER_IS_BETTER = re.compile(r"loss|err|perplexity|ppl|mse|mae|rmse|wer|cer|bits|bpc|bpb|nll|cost", re.IGNORECASE)
 _ENDS = (
@@ -164,7 +165,7 @@ def _endings(log: SavedRun) -> str:
 
 
 def _why(log: SavedRun, stage: Stage) -> str:
-    reasons = dict.fromkeys(life.reason for life in log.lives if life.stage == stage.name)
+    reasons = dict.fromkeys(short_reason(life.reason) for life in log.lives if life.stage == stage.name)
     return f" ({enumerate_words(reasons, most=2, noun='reason')})" if reasons else ""
 
 
@@ -222,47 +223,6 @@ def _result(log: SavedRun) -> str:
         return ""
     before = "" if best.before is None else f"; before anything grew it was {best.before:.4g}"
     return f"The best `{best.metric}` was {best.value:.4g}, at step {best.step:,}{before}."
-
-
-# ------------------------------------------------------------------ words
-def plural(count: int, noun: str) -> str:
-    """A count and its noun.
-
-    Example:
-        >>> plural(1, "seed"), plural(2000, "seed")
-        ('1 seed', '2,000 seeds')
-    """
-    return f"{count:,} {noun}" + ("" if count == 1 else "s")
-
-
-def duration(seconds: float) -> str:
-    """A duration in its two largest units.
-
-    Example:
-        >>> duration(0.4), duration(75), duration(3 * 3600 + 240), duration(200_000)
-        ('0 s', '1 min 15 s', '3 h 4 min', '2 d 7 h')
-    """
-    rest, parts = round(seconds), list[str]()
-    for size, unit in ((86400, "d"), (3600, "h"), (60, "min"), (1, "s")):
-        if rest >= size or (unit == "s" and not parts):
-            parts.append(f"{rest // size} {unit}")
-            rest %= size
-        elif parts:
-            break
-    return " ".join(parts[:2])
-
-
-def enumerate_words(words: Iterable[str], *, most: int | None = None, noun: str = "") -> str:
-    """Words as a list in a sentence; beyond ``most`` the rest is counted.
-
-    Example:
-        >>> enumerate_words("abc"), enumerate_words("abcde", most=2, noun="layer")
-        ('a, b and c', 'a, b and 3 more layers')
-    """
-    listed = list(words)
-    if most is not None and len(listed) > most:
-        listed = [*listed[:most], plural(len(listed) - most, f"more {noun}")]
-    return " and ".join([", ".join(listed[:-1]), listed[-1]] if len(listed) > 1 else listed)
 
 
 def _were(count: int) -> str:

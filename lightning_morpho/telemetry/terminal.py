@@ -18,7 +18,8 @@ from lightning_morpho.lifecycle import Stage
 from lightning_morpho.telemetry.happenings import happenings
 from lightning_morpho.telemetry.metric_files import Curve
 from lightning_morpho.telemetry.saved_run import SavedRun
-from lightning_morpho.telemetry.story import best_of, duration, main_metric, parameters_of, plural
+from lightning_morpho.telemetry.story import best_of, main_metric, parameters_of
+from lightning_morpho.wording import duration, plural
 
 # Order, mark, mark where only ASCII can be shown, colour: the marks alone tell stages apart.
 _FAMILIES: tuple[tuple[str, str, str, str, tuple[Stage, ...]], ...] = (

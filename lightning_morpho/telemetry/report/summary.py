@@ -12,7 +12,8 @@ from typing import Any
 from lightning_morpho.config import CreditConfig, MorphoConfig, TelemetryConfig
 from lightning_morpho.lifecycle import Stage
 from lightning_morpho.telemetry.saved_run import FIGURES_FILE, SavedRun
-from lightning_morpho.telemetry.story import best_of, duration, main_metric, parameters_of, plural, tell
+from lightning_morpho.telemetry.story import best_of, main_metric, parameters_of, tell
+from lightning_morpho.wording import duration, plural
 
 
 @dataclasses.dataclass(frozen=True)
