@@ -215,3 +215,53 @@ def test_captured_graphs_are_made_anew_when_seeds_come_or_go_and_only_then(
         net.a.morpho.advance()
     assert net.a.seed(1).stage.name == "CULLED"
     assert len(resets) == captured
+
+
+class FixedMemory:
+    """A backend that looks where those inputs lie of which compiled code believes that they never move."""
+
+    def __init__(self) -> None:
+        self.places: dict[str, set[int]] = {}
+
+    def __call__(self, graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
+        number = len(self.places)
+        nodes = [node for node in graph.graph.nodes if node.op == "placeholder"]
+        fixed = [bool(n.meta.get("tensor_dict", {}).get("_dynamo_static_input_type")) for n in nodes]
+        names = [f"{number} {node.name}" if still else None for node, still in zip(nodes, fixed, strict=True)]
+        places = [None if name is None else self.places.setdefault(name, set()) for name in names]
+
+        def run(*given: Any) -> Any:
+            for place, value in zip(places, given, strict=True):
+                if place is not None:
+                    place.add(value.data_ptr())
+            return graph.forward(*given)
+
+        return run
+
+
+@pytest.mark.parametrize("apart", [False, True])
+@pytest.mark.parametrize("kind", ["neurons", "mlp", "span"])
+def test_what_compiled_code_takes_for_fixed_memory_never_moves(kind: str, apart: bool) -> None:
+    """A CUDA graph would read where it lay before: wrong gradients, without any message."""
+    net, memory = Net(), FixedMemory()
+    blueprint = BlueprintConfig(kind=kind)
+    lifecycle = LifecycleConfig(kind="full", alpha_step=0.25, incubation="boosting")
+    morph_(net, MorphoConfig(layers=LayersConfig(num_seeds=3, beds=2), blueprint=blueprint, lifecycle=lifecycle))
+    inputs = [torch.randn(5, 8) for _ in range(24)]  # all alive, so that each lies elsewhere
+    confirm_pairs_(net, inputs[0])
+    for part in (net.a, net.b) if apart else (net,):
+        part.compile(backend=memory, fullgraph=True)
+    layer = net.b if kind == "span" else net.a
+    for step, x in enumerate(inputs):
+        if step == 2:
+            layer.request_germination(None if kind == "span" else [0])
+        if step == 8 and kind != "span":
+            layer.request_germination([2])
+        if step % 2:
+            for hybrid in hybrid_layers(net).values():
+                hybrid.advance()
+        net(x).square().sum().backward()
+        layer.morpho.keep([c for c in range(layer.num_seeds) if layer.morpho.stages.due(c)], reason="test")
+    assert {state.stage.name for state in map(layer.seed, range(layer.num_seeds))} - {"DORMANT"}
+    assert memory.places
+    assert {name: len(places) for name, places in memory.places.items() if len(places) > 1} == {}

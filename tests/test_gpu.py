@@ -9,10 +9,19 @@ import lightning as L
 import pytest
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
+from torch import nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
 
 from hosts import Host, assert_equal, conv_net, events, linear_net, loaders, make_trainer, quick
-from lightning_morpho import BlueprintConfig, LayersConfig, MorphoCallback, Never, Periodic, hybrid_layers
+from lightning_morpho import (
+    BlueprintConfig,
+    LayersConfig,
+    LifecycleConfig,
+    MorphoCallback,
+    Never,
+    Periodic,
+    hybrid_layers,
+)
 
 pytestmark = [
     pytest.mark.gpu,
@@ -81,23 +90,54 @@ def test_one_sharded_process_learns_what_a_plain_one_does(tmp_path: Path) -> Non
     assert grown[0] and grown[0] == grown[1]
 
 
+def deep_net() -> nn.Sequential:
+    return nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 6), nn.GELU(), nn.Linear(6, 3))
+
+
+class Whole(nn.Module):
+    """Compiled in one piece; an ``nn.Sequential`` by itself is compiled layer by layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = deep_net()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layers(x)
+
+
+@pytest.mark.parametrize("table", ["phase1", "full"])
+@pytest.mark.parametrize("make_net", [deep_net, Whole])
 @pytest.mark.parametrize("kind", ["neurons", "mlp", "span"])
-def test_a_host_compiled_into_cuda_graphs_grows_as_an_eager_one(kind: str, tmp_path: Path) -> None:
-    """``mode="reduce-overhead"`` replays captured graphs: a seed that they don't see would never be trained."""
+def test_a_host_compiled_into_cuda_graphs_grows_as_an_eager_one(
+    kind: str, make_net: Any, table: str, tmp_path: Path
+) -> None:
+    """``mode="reduce-overhead"`` replays captured graphs: what they don't see, or see as it was, is trained wrong."""
+    lifecycle = LifecycleConfig(
+        kind=table,
+        active_ticks=1,
+        embargo_ticks=1,
+        alpha_step=0.5,
+        incubation="boosting" if table == "full" else "none",
+    )
     grown = []
     for compiled in (False, True):
         torch._dynamo.reset()
         L.seed_everything(0)
-        module = Host(linear_net())
+        module = Host(make_net())
         if compiled:
             module.net.compile(mode="reduce-overhead", fullgraph=True)
         root = tmp_path / str(compiled)
-        callback = quick(blueprint=BlueprintConfig(kind=kind), tamiyo=Periodic(every=1), layers=LayersConfig(beds=2))
-        train(root, module, callback, max_epochs=5)
+        callback = quick(
+            blueprint=BlueprintConfig(kind=kind),
+            tamiyo=Periodic(every=1),
+            layers=LayersConfig(beds=2),
+            lifecycle=lifecycle,
+        )
+        train(root, module, callback, max_epochs=8)
         weights = {n.replace("_orig_mod.", ""): p.detach().cpu() for n, p in module.named_parameters()}
         grown.append(([(e["tick"], e["layer"], e["to"]) for e in events(root)], weights))
     (moves, weights), (compiled_moves, compiled_weights) = grown
     assert moves and moves == compiled_moves
     for name, value in weights.items():
-        # float32: fused kernels round in another order, over 50 Adam steps
-        assert torch.allclose(value, compiled_weights[name], atol=5e-3), name
+        # float32: fused kernels round in another order, over 80 Adam steps
+        assert torch.allclose(value, compiled_weights[name], atol=1e-4), name

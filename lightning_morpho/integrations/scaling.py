@@ -22,4 +22,8 @@ def tell_loss_scale(trainer: Trainer, layers: Mapping[str, HybridKasminaLayer]) 
     if scaler is not None:
         scale = scaler.scale(torch.full((), 1 / batches, device=trainer.strategy.root_device))
     for layer in young:
-        layer.morpho.loss_scale = scale
+        told = layer.morpho.loss_scale
+        if isinstance(told, Tensor) and isinstance(scale, Tensor):
+            told.copy_(scale)  # compiled code takes it for something that never moves
+        else:
+            layer.morpho.loss_scale = scale.clone() if isinstance(scale, Tensor) else scale

@@ -208,6 +208,19 @@ class Bed(GrownParameters):
         self.kept_alpha = np.zeros(chunks, dtype=np.float32)
         self.alive = np.ones(blueprint.units, dtype=np.bool_)
         self.revivals = 0
+        self._held: dict[str, Tensor] = {}
+
+    def hold(self, name: str, value: Tensor) -> Tensor:
+        """Put what a plan needs besides parameters on their device, always into the same memory.
+
+        Compiled code takes it for something that never moves; so a captured CUDA graph reads the new value.
+        """
+        device = next(self.parameters()).device
+        held = self._held.get(name)
+        if held is None or held.device != device or held.shape != value.shape:
+            # `to` would give a caller's tensor back on its own device.
+            held = self._held[name] = torch.empty_like(value, device=device)
+        return held.copy_(value)
 
     @property
     def free(self) -> bool:

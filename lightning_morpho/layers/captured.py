@@ -13,9 +13,9 @@ log = logging.getLogger(__name__)
 def drop_captured_graphs() -> None:
     """Let compiled code be made anew if some of it replays CUDA graphs, as ``mode="reduce-overhead"`` does.
 
-    When one layer is compiled again in mid-training while the graphs of others go on, torch 2.11 was seen to give
-    wrong gradients to the layers before it; compiled from scratch the gradients are right. Without CUDA graphs,
-    and in plain ``torch.compile``, this does nothing.
+    Where a model is compiled in several parts (an ``nn.Sequential`` is: layer by layer) and one of them is compiled
+    again while the graphs of others go on, torch 2.11 gave wrong gradients to the layers before it; compiled from
+    scratch they are right. Without CUDA graphs, and in plain ``torch.compile``, this does nothing.
     """
     trees = sys.modules.get("torch._inductor.cudagraph_trees")
     if trees is None or not torch.cuda.is_initialized():

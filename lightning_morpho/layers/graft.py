@@ -65,11 +65,9 @@ class GraftPlan:
         device = next(self.beds[0].parameters()).device
         self._memory = shared_memory() if fused else 0
         self._active: list[ActiveSet] = [
-            self._upload(rows, device, before.get(bed)) for bed, rows in zip(beds, alphas, strict=True)
+            ActiveSet.upload(blueprint.site.chunks, rows, device, before.get(bed))
+            for bed, rows in zip(beds, alphas, strict=True)
         ]
-
-    def _upload(self, alpha: np.ndarray, device: torch.device, previous: ActiveSet | None = None) -> ActiveSet:
-        return ActiveSet.upload(self.blueprint.site.chunks, alpha, device, previous)
 
     def scaled(self, factors: Tensor) -> GraftPlan:
         """The same plan in plain differentiable operations, its blend weights times ``factors``, ``(beds, N)``."""
@@ -91,8 +89,9 @@ class GraftPlan:
         Returns:
             Same shape as ``y``.
         """
-        if self._active[0].alpha.device != y.device:
-            self._active = [self._upload(rows, y.device) for rows in self._alphas]
+        if torch.compiler.is_compiling():
+            for entry in self._active:
+                entry.pinned = True  # a CUDA graph may be captured of what is compiled
         if self._networks is None:
             return self._by_reference(x, y)
         backend = self.backend = choose_backend(y, self._networks, memory=self._memory)

@@ -85,7 +85,8 @@ class Nursery:
         self.beds = dict(beds)
         self.faults = faults
         self._blend = BLENDS[blend]
-        self._masks = [feature_mask(blueprint, row) for row in rows]
+        masks = (feature_mask(blueprint, row) for row in rows)
+        self._masks = [bed.hold("young", mask) for bed, mask in zip(beds.values(), masks, strict=True)]
 
     def deltas(self, x: Tensor, y: Tensor) -> list[Tensor | None]:
         """What each bed would change in the base layer's output ``y``; called before anything is written into ``y``."""
@@ -98,7 +99,6 @@ class Nursery:
 
     def __call__(self, out: Tensor, deltas: Sequence[Tensor | None], scale: Scale) -> Tensor:
         """Hang the seeds' training on the layer's output."""
-        self._masks = [mask.to(out.device) for mask in self._masks]
         for delta, mask in zip(deltas, self._masks, strict=True):
             if delta is not None:
                 out = incubate(out, delta, mask, scale)

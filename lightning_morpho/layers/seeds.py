@@ -98,7 +98,7 @@ class SeedBeds(nn.Module):
         self.host_alive = np.ones(blueprint.route.producers[0].out_features if isinstance(blueprint, Span) else 0, bool)
         self._muted: frozenset[int] = frozenset()
         self._watched: dict[int, np.ndarray] | None = None
-        self._built: tuple[tuple[int, bool], ...] = ()
+        self._built: tuple[object, ...] = (False,)
         self._together = 0
         self._outdated = False
         self._forget_links()
@@ -113,6 +113,13 @@ class SeedBeds(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         # These point at the run; a copy has none. `on_change` points at the layer, and is copied with it.
         return self.__dict__ | {"observer": None, "objection": None}
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SeedBeds:
+        # Moved to another device: what the plan holds there goes with the parameters.
+        super()._apply(fn, recurse)
+        if self.plan is not None or self.nursery is not None:
+            self.refresh()
+        return self
 
     @property
     def state(self) -> StateTensor:
@@ -230,7 +237,8 @@ class SeedBeds(nn.Module):
         for index, rows in acting.items() if self._muted else ():
             rows[[c for c in self._muted if self.state.bed[c] == index]] = 0
         plan_(self, acting)
-        built = tuple((index, self.bed_at(index).resting) for index in acting)
+        parts = ((index, self.bed_at(index).resting, alpha.any()) for index, alpha in acting.items())
+        built = (self.incubating, *parts)
         if self._built != built:
             self._built = built
             drop_captured_graphs()

@@ -53,12 +53,13 @@ class SpanPlan:
         self.inlets = tuple(inlets)
         self.observer: Callable[[dict[int, Tensor]], None] | None = None
         self._rows = tuple(alphas)
-        device = next(parameter.device for bed in beds.values() for parameter in bed.parameters())
-        self._alpha = [blueprint.site.chunks.expand(torch.from_numpy(rows)).to(device) for rows in alphas]
-        # A link hangs on a whole bed: it fades out with the last of the bed's chunks.
-        self._strength = [torch.tensor(rows.max()).to(device) for rows in alphas]
+        self._alpha, self._strength, self._young = [], [], []
+        for bed, rows, young in zip(beds.values(), alphas, incubating, strict=True):
+            self._alpha.append(bed.hold("alpha", blueprint.site.chunks.expand(torch.from_numpy(rows))))
+            # A link hangs on a whole bed: it fades out with the last of the bed's chunks.
+            self._strength.append(bed.hold("strength", torch.tensor(rows.max())))
+            self._young.append(bed.hold("young", feature_mask(blueprint, young)) if young.any() else None)
         self._acts = [bool(rows.any()) or not young.any() for rows, young in zip(alphas, incubating, strict=True)]
-        self._young = [feature_mask(blueprint, rows).to(device) if rows.any() else None for rows in incubating]
 
     def scaled(self, factors: Tensor) -> SpanPlan:
         """The same plan with its blend weights times ``factors``, ``(beds, N)``."""
@@ -83,7 +84,7 @@ class SpanPlan:
         hidden: dict[int, tuple[Tensor, Tensor]] = {}
         out = y
         for position, (index, bed) in enumerate(self.beds.items()):
-            alpha, strength, young = self._on(position, y.device)
+            alpha, strength, young = self._alpha[position], self._strength[position], self._young[position]
             if self._acts[position]:
                 parameters = bed.values()
                 units = self._units(position, bed, [guarded(x) for x in sources], before)
@@ -110,17 +111,6 @@ class SpanPlan:
         return self.blueprint.hidden_units(
             bed.values(), list(bed.norms), sources, links, training=bed.training, apart=apart
         )
-
-    def _on(self, position: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Blend weights of one bed where they are needed; compiled code moves them for one pass only."""
-        found = self._alpha[position], self._strength[position], self._young[position]
-        if found[0].device == device:
-            return found
-        alpha, strength, young = found[0].to(device), found[1].to(device), found[2]
-        young = None if young is None else young.to(device)
-        if not torch.compiler.is_compiling():
-            self._alpha[position], self._strength[position], self._young[position] = alpha, strength, young
-        return alpha, strength, young
 
 
 def connect_(consumer: ChunkedKasminaLayer, producers: Sequence[ChunkedKasminaLayer]) -> None:

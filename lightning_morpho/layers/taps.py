@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
+import weakref
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -11,6 +13,26 @@ from torch import Tensor, nn
 
 Hidden = Mapping[int, tuple[Tensor, Tensor]]
 """New hidden units of a layer's live beds and their strength, by bed."""
+
+
+class _Carried:
+    """What one tap holds within a forward pass."""
+
+    def __init__(self) -> None:
+        self.x: Tensor | None = None
+        self.hidden: Hidden = {}
+
+
+class _UnderWay:
+    """What all taps hold, apart from them.
+
+    Compiled code takes a tensor that it reaches by way of a module for one that never moves in memory. Where producer
+    and consumer are compiled apart, a CUDA graph of the consumer would read the input of an earlier step.
+    """
+
+
+_UNDER_WAY = _UnderWay()
+_NAMES = itertools.count()
 
 
 class Tap:
@@ -31,18 +53,29 @@ class Tap:
         self.producer = producer
         self.consumer = consumer
         self.open = False
-        self._x: Tensor | None = None
-        self._hidden: Hidden = {}
         self._version = 0
         self._thread = 0
+        self._settle()
 
-    def __getstate__(self) -> dict[str, Any]:
+    def _settle(self) -> None:
+        self._name = f"tap{next(_NAMES)}"
+        setattr(_UNDER_WAY, self._name, _Carried())
+        weakref.finalize(self, delattr, _UNDER_WAY, self._name).atexit = False
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
         # Tensors of a forward pass don't travel with copies.
-        return self.__dict__ | {"_x": None, "_hidden": {}}
+        self.__dict__.update(state)
+        self._settle()
+
+    @property
+    def _carried(self) -> _Carried:
+        carried: _Carried = getattr(_UNDER_WAY, self._name)
+        return carried
 
     def put(self, x: Tensor, hidden: Hidden) -> None:
         """The producer was called with ``x``; its own live beds gave ``hidden``."""
-        self._x, self._hidden = x, hidden
+        carried = self._carried
+        carried.x, carried.hidden = x, hidden
         if not torch.compiler.is_compiling():
             self._version = 0 if x.is_inference() else x._version
             self._thread = threading.get_ident()
@@ -53,7 +86,7 @@ class Tap:
         Raises:
             RuntimeError: If it was not called before, in another thread, or its input changed since.
         """
-        x, hidden = self._x, self._hidden
+        x, hidden = self._carried.x, self._carried.hidden
         self.clear()
         if x is None:
             raise RuntimeError(
@@ -74,9 +107,15 @@ class Tap:
                 )
         return x, hidden
 
+    @property
+    def empty(self) -> bool:
+        """Whether it carries nothing."""
+        return self._carried.x is None
+
     def clear(self) -> None:
         """Let go of what a forward pass left."""
-        self._x, self._hidden = None, {}
+        carried = self._carried
+        carried.x, carried.hidden = None, {}
 
     @property
     def _producer(self) -> str:

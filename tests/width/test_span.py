@@ -390,10 +390,10 @@ def test_taps_hold_nothing_after_a_pass_and_can_be_cleared():
     model, _ = regions()
     model.b.request_germination()
     model(torch.randn(5, 6))
-    assert model.a.morpho.outlet._x is None
+    assert model.a.morpho.outlet.empty
     model.a(torch.randn(5, 6))
     clear_taps(hybrid_layers(model).values())
-    assert model.a.morpho.outlet._x is None
+    assert model.a.morpho.outlet.empty
 
 
 @pytest.mark.slow
