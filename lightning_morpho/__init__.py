@@ -2,7 +2,7 @@
 
 from lightning_morpho.blueprints import Blueprint, Site, blueprint_type, register_blueprint, register_module_blueprint
 from lightning_morpho.callback import MorphoCallback
-from lightning_morpho.checkpoint import load_grown_
+from lightning_morpho.checkpoint import LoadsGrown, load_grown_
 from lightning_morpho.chunks import ChunkManager
 from lightning_morpho.config import (
     BlueprintConfig,
@@ -79,6 +79,7 @@ __all__ = [
     "LifecycleError",
     "LogicalSeed",
     "LiveRollout",
+    "LoadsGrown",
     "MorphoCallback",
     "MorphoConfig",
     "Never",

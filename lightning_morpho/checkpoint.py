@@ -58,20 +58,59 @@ def load_grown_(
     state = content.get("state_dict", content)
     if hybrid_layers(model):
         raise LifecycleError("The model holds hybrid layers already: load the checkpoint with `load_state_dict`.")
+    extras = _saved_layers(model, state)
+    _check_host(model, state)
+    _swap_as_saved_(model, extras, pairs, example)
+    model.load_state_dict(dict(state))
+    return list(extras)
+
+
+class LoadsGrown:
+    """Lets a LightningModule load its grown checkpoints by Lightning's own calls, where no callback does it.
+
+    With it as the first base class, ``Net.load_from_checkpoint(path)`` and ``trainer.test(net, ckpt_path=path)`` give
+    the grown model; without it torch refuses the keys of its seeds. Pairs that only running the model shows are found
+    on ``example_input_array``.
+
+    Example:
+        >>> import lightning as L
+        >>> class Net(LoadsGrown, L.LightningModule):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.layer = nn.Linear(4, 3)
+        >>> [kind.__name__ for kind in Net.__mro__[1:3]]
+        ['LoadsGrown', 'LightningModule']
+    """
+
+    grown_pairs: Sequence[Sequence[str]] = ()
+    """Pairs of layers that the finder misses, as in ``LayersConfig.pairs``."""
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Swap the layers that hold seeds in the checkpoint, unless a callback has swapped them."""
+        super().on_load_checkpoint(checkpoint)  # type: ignore[misc]
+        assert isinstance(self, nn.Module)
+        extras = _saved_layers(self, checkpoint.get("state_dict", {}))
+        if extras and not hybrid_layers(self):
+            _swap_as_saved_(self, extras, self.grown_pairs, getattr(self, "example_input_array", None))
+
+
+def _saved_layers(model: nn.Module, state: Mapping[str, Any]) -> dict[str, Any]:
+    """What a checkpoint says of each layer that holds seeds."""
     extras = {key.removesuffix(_SUFFIX): json.loads(extra) for key, extra in state.items() if key.endswith(_SUFFIX)}
-    modules = dict(model.named_modules())
-    unknown = sorted(extras.keys() - modules.keys())
+    unknown = sorted(extras.keys() - dict(model.named_modules()).keys())
     if unknown:
         raise ValueError(f"The checkpoint holds seeds in {unknown}, but the model has no such layers.")
-    _check_host(model, state)
+    return extras
+
+
+def _swap_as_saved_(model: nn.Module, extras: Mapping[str, Any], pairs: Sequence[Sequence[str]], example: Any) -> None:
+    modules = dict(model.named_modules())
     found = _saved_pairs(model, extras, pairs, example)
     configs = {name: _config(extra) for name, extra in extras.items()}
     plans = {name: plan_layer(name, modules[name], configs[name], found.get(name), modules) for name in extras}
     for name, extra in extras.items():
         attach_(HybridKasminaLayer, modules[name], plans[name], len(extra["beds"]), configs[name], name)
     connect_pairs_(modules, found)
-    model.load_state_dict(dict(state))
-    return list(plans)
 
 
 def _check_host(model: nn.Module, state: Mapping[str, Any]) -> None:

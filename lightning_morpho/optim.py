@@ -59,10 +59,13 @@ class OptimizerLink:
             i: [bed for _, bed in beds_of(layers) if any(id(p) in held for p in bed.parameters())]
             for i, held in enumerate(members)
         }
-        self._layers: dict[int, list[HybridKasminaLayer]] = {
-            i: [layer for layer in layers.values() if any(id(p) in held for p in layer.morpho.parameters())]
-            for i, held in enumerate(members)
-        }
+        # Of optimizers that share a bed, or a layer, the last one counts its steps.
+        last = {id(bed): i for i, beds in self._beds.items() for bed in beds}
+        self._counted = {i: [bed for bed in beds if last[id(bed)] == i] for i, beds in self._beds.items()}
+        self._layers: dict[int, list[HybridKasminaLayer]] = {i: [] for i in self._beds}
+        for layer in layers.values():
+            if layer.morpho.grown():
+                self._layers[max(last[id(bed)] for bed in layer.morpho.grown())].append(layer)
         self.peak_rates = [[0.0] * len(optimizer.param_groups) for optimizer in self.optimizers]
         self.penalty = Penalty()
         self._dead: list[tuple[Tensor, Tensor]] = []
@@ -81,29 +84,45 @@ class OptimizerLink:
             handle.remove()
 
     def _add_missing(self) -> list[str]:
-        homes: dict[int, dict[str, Any]] = {
-            id(p): group for optimizer in self.optimizers for group in optimizer.param_groups for p in group["params"]
-        }
+        held = {id(p) for optimizer in self.optimizers for p in _parameters(optimizer)}
         missing = {
-            name: [p for p in layer.morpho.parameters() if id(p) not in homes] for name, layer in self.layers.items()
+            name: parameters
+            for name, layer in self.layers.items()
+            if (parameters := [p for p in layer.morpho.parameters() if id(p) not in held])
         }
-        homeless = [n for n, ps in missing.items() if ps and id(_weight(self.layers[n])) not in homes]
+        added = []
+        for name, group in self._find_groups(list(missing)).items():
+            group["params"].extend(missing[name])
+            if "param_names" in group:
+                names = {id(p): n for n, p in self.layers[name].named_parameters(prefix=name)}
+                group["param_names"].extend(names[id(p)] for p in missing[name])
+            added.append(f"`{name}`: {len(missing[name])} parameters of its beds were in no optimizer, added")
+        return added
+
+    def _find_groups(self, names: Sequence[str]) -> dict[str, dict[str, Any]]:
+        """The parameter group of each layer's weight; beside torch's Muon, which fails on anything but a matrix."""
+        groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]
+        homes = {id(p): group for group in groups for p in group["params"]}
+        weights = {name: id(_weight(self.layers[name])) for name in names}
+        homeless = [name for name, weight in weights.items() if weight not in homes]
         if homeless and len(self.optimizers) != 1:
             raise ValueError(
                 f"The weights of {homeless} are in none of the {len(self.optimizers)} optimizers, so it is not "
                 "clear which one should train their seeds. Give their parameters to one in `configure_optimizers`, "
                 "or leave these layers out with `layers.exclude`."
             )
-        added = []
-        for name, parameters in missing.items():
-            if parameters:
-                group = homes.get(id(_weight(self.layers[name])), self.optimizers[0].param_groups[0])
-                group["params"].extend(parameters)
-                if "param_names" in group:
-                    names = {id(p): n for n, p in self.layers[name].named_parameters(prefix=name)}
-                    group["param_names"].extend(names[id(p)] for p in parameters)
-                added.append(f"`{name}`: {len(parameters)} parameters of its beds were in no optimizer, added")
-        return added
+        matrices = {id(g) for o in self.optimizers if isinstance(o, torch.optim.Muon) for g in o.param_groups}
+        others = [group for group in groups if id(group) not in matrices]
+        found = {name: homes.get(weight, groups[0]) for name, weight in weights.items()}
+        for name, group in found.items():
+            if id(group) in matrices:
+                if not others:
+                    raise ValueError(
+                        f"`Muon` trains matrices alone, the beds of `{name}` are stacks of them. Return a second "
+                        "optimizer from `configure_optimizers`, such as AdamW, for all other parameters."
+                    )
+                found[name] = others[0]
+        return found
 
     def note_dead_units(self) -> None:
         """Look again which hidden units are dead, and forget the moments of their weights."""
@@ -174,7 +193,7 @@ class OptimizerLink:
                 parameter.mul_(mask)
         if not any(float(group["lr"]) for group in self.optimizers[index].param_groups):
             return  # moves nothing: torch makes such a step to create state that a sharded checkpoint needs
-        for bed in self._beds[index]:
+        for bed in self._counted[index]:
             if bed.moving:
                 bed.count_step()
         for layer in self._layers[index]:

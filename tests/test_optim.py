@@ -233,6 +233,23 @@ def test_beds_without_a_home_among_two_optimizers_are_refused_and_nothing_change
     assert not any(o._optimizer_step_pre_hooks or o._optimizer_step_post_hooks for o in optimizers)
 
 
+def test_beds_stand_beside_muon_which_takes_matrices_alone():
+    """In its group they were, until the first germination ended the run: "gradient must be a 2D matrix"."""
+    model = grown(germinate=False)
+    matrices = optim.Muon([model[0].weight, model[2].weight], lr=0.01)
+    with pytest.raises(ValueError, match="Muon.*second optimizer from `configure_optimizers`"):
+        link(model, matrices)
+    others = optim.AdamW([model[0].bias, model[2].bias], lr=0.01)
+    link(model, matrices, others)
+    model[0].request_germination()
+    before = model[0].morpho.beds[0].w_out.clone()
+    for _ in range(2):
+        train(model, others)
+        matrices.step()
+    assert len(matrices.param_groups[0]["params"]) == 2
+    assert not torch.equal(before, model[0].morpho.beds[0].w_out)
+
+
 def test_group_of_named_parameters_stays_consistent():
     model = grown(germinate=False)
     optimizer = optim.SGD([(n, p) for n, p in model.named_parameters() if p.requires_grad], lr=0.1)
@@ -275,6 +292,20 @@ def test_optimizer_counts_the_layers_it_trains_alone():
     train(model, first, 2)
     train(model, second)
     assert [layer.morpho.steps for layer in hybrid_layers(model).values()] == [2, 1]
+
+
+def test_steps_of_a_bed_that_two_optimizers_share_are_counted_once():
+    """Counted by both, the warm-up of a newborn was over in half the time."""
+    model = grown(warmup=4)
+    layer = model[0].morpho
+    first = optim.SGD([p for p in model.parameters() if p.ndim == 2], lr=0.1)
+    second = optim.SGD([p for p in model.parameters() if p.ndim != 2], lr=0.1)
+    shared = link(model, first, second)
+    assert shared.added == []
+    for _ in range(2):
+        train(model, first)
+        second.step()
+    assert (layer.beds[0].steps, layer.steps, layer.beds[0].share) == (2, 2, 0.75)
 
 
 def test_closed_link_leaves_the_optimizer_alone():

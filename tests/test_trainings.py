@@ -17,6 +17,7 @@ import torch
 from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.strategies import ParallelStrategy
 from lightning.pytorch.tuner import Tuner
+from lightning.pytorch.utilities import CombinedLoader
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
 from torch.utils.data import DataLoader, IterableDataset
@@ -27,6 +28,7 @@ from lightning_morpho import (
     GrowthEngine,
     LayersConfig,
     LifecycleConfig,
+    LoadsGrown,
     MorphoCallback,
     MorphoConfig,
     Never,
@@ -358,6 +360,15 @@ def test_a_grown_checkpoint_loads_without_the_callback(kind: str, tmp_path: Path
     assert any(p.requires_grad for n, p in plain.named_parameters() if ".morpho." in n)
 
 
+def test_the_end_of_a_fit_says_how_what_grew_is_loaded(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """torch's own error, "Unexpected key(s) in state_dict", names no way out."""
+    for grow, told in ((Never(), 0), (quick().tamiyo, 1)):
+        caplog.clear()
+        with caplog.at_level("INFO", "lightning.pytorch"):
+            train(tmp_path, Host(linear_net()), quick(tamiyo=grow), max_epochs=2)
+        assert caplog.text.count("`Host.load_from_checkpoint(path)`") == told
+
+
 def test_a_grown_checkpoint_that_does_not_fit_changes_nothing(tmp_path: Path) -> None:
     L.seed_everything(0)
     grown = Host(linear_net())
@@ -516,6 +527,24 @@ def test_of_several_validation_loaders_the_first_one_gives_the_loss(tmp_path: Pa
     assert losses[-1] == float(trainer.callback_metrics["val_loss/dataloader_idx_0"])
 
 
+@pytest.mark.parametrize("mode", ["min_size", "max_size"])
+def test_validation_loaders_that_are_read_together_give_their_batches_together(mode: Any, tmp_path: Path) -> None:
+    """A tick gave `validation_step` a batch of the first loader alone, and the run ended there."""
+
+    class Joint(Host):
+        def validation_step(self, batch: Any, batch_idx: int) -> Tensor:  # type: ignore[override]
+            loss = sum((self.loss(part) for part in batch.values() if part is not None), torch.zeros(()))
+            self.log("val_loss", loss)
+            return loss
+
+    L.seed_everything(0)
+    trainer = make_trainer(tmp_path, quick(), max_epochs=4)
+    held_out = {name: DataLoader(make_data(count, 1), batch_size=16) for name, count in (("a", 128), ("b", 64))}
+    trainer.fit(Joint(linear_net()), loaders()["train_dataloaders"], CombinedLoader(held_out, mode))
+    judged = [e for e in events(tmp_path) if e["from"] == "ACTIVE"]
+    assert judged and {e["figures"]["batches"] for e in judged} == {4 if mode == "min_size" else 8}
+
+
 @pytest.mark.parametrize("use", ["validate", "test", "predict"])
 def test_a_grown_checkpoint_is_evaluated_as_it_was_saved(use: str, tmp_path: Path) -> None:
     class Predicts(Host):
@@ -546,6 +575,32 @@ def test_a_module_that_swaps_its_layers_itself_loads_by_lightnings_own_call(tmp_
     assert any(not layer.morpho.dormant for layer in hybrid_layers(loaded).values())
     x = torch.randn(5, 8)
     assert torch.equal(module.eval().net(x), loaded.eval().net(x))
+
+
+class Grown(LoadsGrown, Host):
+    def __init__(self, hidden: int = 6) -> None:
+        super().__init__(linear_net(hidden))
+        self.save_hyperparameters()
+
+
+@pytest.mark.parametrize("kind", ["neurons", "span"])
+def test_a_class_that_says_so_loads_what_grew_by_lightnings_own_calls(kind: str, tmp_path: Path) -> None:
+    L.seed_everything(0)
+    module = Grown(hidden=5)
+    trainer = train(tmp_path, module, quick(blueprint=BlueprintConfig(kind=kind)), max_epochs=4)
+    trainer.save_checkpoint(tmp_path / "grown.ckpt")
+    loaded = Grown.load_from_checkpoint(tmp_path / "grown.ckpt")
+    x = torch.randn(5, 8)
+    assert torch.equal(module.eval().net(x), loaded.eval().net(x))
+    held_out = loaders()["val_dataloaders"]
+    expected = trainer.test(module, held_out, verbose=False)
+    fresh = make_trainer(tmp_path).test(Grown(hidden=5), held_out, tmp_path / "grown.ckpt", verbose=False)
+    assert_equal(expected, fresh)
+    with pytest.raises((RuntimeError, ValueError), match="size mismatch|has 5 hidden units before it, this model 7"):
+        Grown.load_from_checkpoint(tmp_path / "grown.ckpt", hidden=7)
+    plain = train(tmp_path / "plain", Grown(), max_epochs=1)
+    plain.save_checkpoint(tmp_path / "plain.ckpt")
+    assert not hybrid_layers(Grown.load_from_checkpoint(tmp_path / "plain.ckpt"))
 
 
 def test_early_stopping_may_watch_growth(tmp_path: Path) -> None:

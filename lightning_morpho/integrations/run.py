@@ -11,6 +11,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch.optim import Optimizer
 
+from lightning_morpho.checkpoint import LoadsGrown
 from lightning_morpho.confirmation import fallbacks, review
 from lightning_morpho.engine import GrowthEngine
 from lightning_morpho.flops import counted_positions
@@ -170,6 +171,12 @@ class GrowthRun:
         """Say that the fit has ended as planned, and print the table of seeds; on every rank."""
         self.end("finished")
         self._reporter.print_table(self.engine.records)
+        if self.engine.live_parameters and self.report is not None and not isinstance(self.pl_module, LoadsGrown):
+            kind = type(self.pl_module).__name__
+            rank_zero_info(
+                f"MorphoCallback: `load_grown_(model, path)` loads what grew into a plain {kind}, and `class {kind}("
+                f"LoadsGrown, LightningModule)` lets `{kind}.load_from_checkpoint(path)` do it."
+            )
         self._ranks = gather_objects(self._unread.state_dict())
 
     def close(self) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -155,19 +156,32 @@ def on_device(trainer: Trainer, pl_module: LightningModule, batch: Any) -> Any:
 
 
 def held_out_batches(trainer: Trainer, pl_module: LightningModule, most: int) -> Iterator[Any]:
-    """The first batches of the first validation loader, as validation sees them; its state is put back."""
-    loader: Any = trainer.val_dataloaders
-    while isinstance(loader, (list, tuple, dict, CombinedLoader)):
-        items = loader.flattened if isinstance(loader, CombinedLoader) else loader
-        loader = next(iter(items.values())) if isinstance(items, dict) else items[0]
-    sampler = getattr(loader, "sampler", None)
-    generators = {id(g): g for g in (getattr(loader, "generator", None), getattr(sampler, "generator", None)) if g}
+    """The first batches of validation, of its first loader if one follows the other; their random state is put back."""
+    batches, loaders, limit = _held_out(trainer)
+    samplers = [getattr(loader, "sampler", None) for loader in loaders]
+    generators = {id(g): g for held in (*loaders, *samplers) if (g := getattr(held, "generator", None)) is not None}
     states = [(g, g.get_state()) for g in generators.values()]
     try:
-        for index, batch in enumerate(loader):
-            if index >= min(most, trainer.num_val_batches[0]):
+        for index, batch in enumerate(batches):
+            if index >= min(most, limit):
                 break
             yield on_device(trainer, pl_module, batch)
     finally:
         for generator, state in states:
             generator.set_state(state)
+
+
+def _held_out(trainer: Trainer) -> tuple[Iterable[Any], list[Any], float]:
+    """Batches as ``validation_step`` gets them, the loaders that they come from, and how many there are at most."""
+    given: Any = trainer.val_dataloaders
+    limits = trainer.num_val_batches
+    loop = trainer.fit_loop.epoch_loop.val_loop
+    mode: Any = getattr(loop._combined_loader, "_mode", "sequential")  # Lightning tells it nowhere in public
+    if mode != "sequential":
+        combined = CombinedLoader(given, mode)
+        combined.limits = limits
+        return (batch for batch, *_ in combined), combined.flattened, math.inf
+    while isinstance(given, (list, tuple, dict, CombinedLoader)):
+        given = given.flattened if isinstance(given, CombinedLoader) else given
+        given = next(iter(given.values())) if isinstance(given, dict) else given[0]
+    return given, [given], limits[0]

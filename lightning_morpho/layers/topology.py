@@ -66,3 +66,9 @@ def check_topology(seeds: SeedBeds, saved: Mapping[str, Any]) -> None:
             f"Layer `{seeds.name}`: the checkpoint was made with {found}, but this run is configured "
             f"with {own}. Use the checkpoint's values in `layers`, `blueprint`, `grafting` and `budget`."
         )
+    hidden = len(saved.get("host_alive", seeds.host_alive))
+    if hidden != len(seeds.host_alive):
+        raise ValueError(
+            f"Layer `{seeds.name}`: the checkpoint's host has {hidden} hidden units before it, this model "
+            f"{len(seeds.host_alive)}. Build the model with the sizes of the run."
+        )
