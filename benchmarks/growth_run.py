@@ -17,6 +17,8 @@ from growth_results import Run
 from growth_tasks import Split, Task
 from lightning_morpho import MorphoCallback, TelemetryConfig, Trial, export
 
+ASKS = 50  # validations and decision ticks of the policy that asks whether to grow; all others have LOOKS
+
 
 class Batches:
     """A loader without overhead: random training batches, or all samples in order."""
@@ -178,7 +180,7 @@ def callback(arm: Arm, job: Job, task: Task, steps: int) -> Timed:
     """The callback of an arm that grows or shrinks."""
     return Timed(
         tamiyo=arm.policy(job, task.layers),
-        every_n_steps=max(1, steps // LOOKS),
+        every_n_steps=max(1, steps // (ASKS if arm.kind == "auto" else LOOKS)),
         telemetry=TelemetryConfig(every_n_steps=0, events=False, table=False, log=False),
         seed=job["seed"],
         **arm.options(job, task, steps),
@@ -198,7 +200,7 @@ def fit(module: Module, task: Task, morpho: Timed | None, batch: int, steps: int
         enable_progress_bar=False,
         enable_model_summary=False,
         callbacks=[module.recorder] if morpho is None else [module.recorder, morpho],
-        val_check_interval=max(1, steps // LOOKS),
+        val_check_interval=max(1, steps // LOOKS) if morpho is None else morpho.run_config.every_n_steps,
         limit_val_batches=0 if morpho is None else None,
         check_val_every_n_epoch=None,
         num_sanity_val_steps=0,

@@ -71,7 +71,7 @@ class Inquiry:
         on_event: Receives what was found out.
 
     Attributes:
-        assessments: What new hidden units would explain; None before it was asked.
+        assessments: What new hidden units would explain, each time it was asked; None before.
         resizings: What became of hidden layers; None before it was asked for.
         trials: What trials have cost, an entry for each tick that had some.
     """
@@ -105,7 +105,7 @@ class Inquiry:
         measures = [d for d in decisions if isinstance(d, Measure)]
         if measures and answers.measure is not None:
             return self._measure(observation, measures, answers.measure)
-        if answers.sizer is not None and self.assessments is None and any(isinstance(d, Assess) for d in decisions):
+        if answers.sizer is not None and any(isinstance(d, Assess) for d in decisions):
             return self._assess(observation, answers.sizer)
         asked = [d for d in decisions if isinstance(d, Resize)]
         if answers.sizer is not None and self.resizings is None and asked:
@@ -131,10 +131,12 @@ class Inquiry:
         )
 
     def _assess(self, observation: Observation, sizer: Sizer) -> Observation:
-        self.assessments = tuple(sizer.assess())
-        for found in self.assessments:
-            text = f"32 new units would explain {found.share:.1%} of what is left to explain"
-            self._tell(observation, "assessed", found.layer, {"share": found.share}, text)
+        found = tuple(replace(assessment, step=observation.step) for assessment in sizer.assess())
+        self.assessments = (self.assessments or ()) + found
+        for one in found:
+            figures = {"share": one.share, "error": one.error, "own": one.own, "part": one.part}
+            shares = f"{one.share:.2%} ± {one.error:.2%} of the residual, learning {one.own:.2%}"
+            self._tell(observation, "assessed", one.layer, figures, f"32 new units would explain {shares}")
         return replace(observation, assessments=self.assessments)
 
     def _resize(self, observation: Observation, decision: Resize, sizer: Sizer) -> Observation:

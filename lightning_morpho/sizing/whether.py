@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,8 +20,8 @@ from lightning_morpho.tamiyo import Assessment
 NEW_UNITS = 32
 MOST_ROWS = 4096
 MOST_FEATURES = 512
-FOLDS = 4
-RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
+FOLDS = 8
+RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
 
 
 def assess(
@@ -30,13 +31,17 @@ def assess(
     seed: int,
     reduce: Callable[[Tensor], Tensor] = lambda flat: flat,
 ) -> list[Assessment]:
-    r"""How much of the held-out residual new random hidden units would explain, in each pair.
+    r"""What new random hidden units would explain of the held-out residual, and what the host's own still could.
 
-    The residual is the loss's negative gradient with respect to the consumer's output. It is regressed on the
-    pair's own units and on what these would give if their incoming weights moved (their tangents, along the axes or,
-    if there are many, along random directions), then on all that and 32 new random units. The share by which the
-    squared error falls, cross-validated and each regression at its best of six ridges, is the answer. Without the
+    The residual is the loss's negative gradient with respect to the consumer's output. It is regressed on a constant,
+    then on the pair's own units and on what these would give if their incoming weights moved (their tangents, along
+    the axes or, if there are many, along random directions), then on all that and 32 new random units. By which shares
+    the squared error falls, cross-validated and each regression at its best of seven ridges, is the answer. Without the
     tangents a host that has merely not learnt yet what it could looks too narrow.
+
+    How much can be explained at all differs from task to task: nearly nothing in language modelling, most of it where
+    targets have little noise. So the new units' share means something beside what the own units still explain, and
+    beside its standard error, which the folds give.
 
     Args:
         layers: The hybrid layers of a model.
@@ -90,8 +95,8 @@ class _Probe:
         self.directions = list(_directions(self.own, MOST_FEATURES // _width(layer) - 1, generator))
         self.inputs: dict[int, Tensor] = {}
         self.calls: list[tuple[list[Tensor], Tensor]] = []
-        self.folds: list[Tensor] = []
-        self.known = self.targets = 0
+        self.folds: list[_Products] = []
+        self.known = 0
 
     @property
     def dtype(self) -> torch.dtype:
@@ -122,12 +127,14 @@ class _Probe:
         own, tangents = self._own_units(sources)
         new = self.blueprint.hidden_units(self.new, self.norms, sources)
         known = [_patches(site, units) for units in (own, *tangents)]
+        fresh = _patches(site, new)
         target = -site.to_columns(gradient.to(self.dtype)).flatten(0, -2)
-        rows = torch.cat([torch.ones_like(target[:, :1]), *known, _patches(site, new), target], 1).float()
-        self.known, self.targets = 1 + sum(part.shape[1] for part in known), target.shape[1]
-        thin = rows[:: math.ceil(len(rows) / MOST_ROWS)]
-        products = [(part.T @ part).double().cpu() for part in thin.tensor_split(FOLDS)]
-        self.folds = [a + b for a, b in zip(self.folds, products, strict=True)] if self.folds else products
+        features = torch.cat([torch.ones_like(target[:, :1]), *known, fresh], 1)
+        self.known = features.shape[1] - fresh.shape[1]
+        thin = slice(None, None, math.ceil(len(features) / MOST_ROWS))
+        parts = zip(*(rows[thin].float().tensor_split(FOLDS) for rows in (features, target)), strict=True)
+        found = [_Products.of(*part) for part in parts]
+        self.folds = [a + b for a, b in zip(self.folds, found, strict=True)] if self.folds else found
 
     def _own_units(self, sources: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """The host's units, and by how much they change along each direction of their incoming weights."""
@@ -143,38 +150,65 @@ class _Probe:
         return units, [(there - units) / step for there in moved]
 
     def result(self, reduce: Callable[[Tensor], Tensor]) -> Assessment:
-        """The share of the residual that the new units explain."""
-        folds = [reduce(fold) for fold in self.folds]
-        before = _error(folds, self.known, self.targets)
-        after = _error(folds, len(folds[0]) - self.targets, self.targets)
-        return Assessment(layer=self.layer.name, share=1 - after / before if before > 0 else 0.0)
+        """What own and new units explain of the residual."""
+        folds = [_Products(reduce(fold.gram), reduce(fold.cross), reduce(fold.energy)) for fold in self.folds]
+        left, before, after = (_errors(folds, count) for count in (1, self.known, len(folds[0].gram)))
+        before = min(left, before, key=lambda errors: float(errors.sum()))  # few rows: learning may promise nothing
+        total = float(left.sum())
+        if not total > 0:
+            return Assessment(layer=self.layer.name, share=0.0)
+        gains = (before - after) / total
+        return Assessment(
+            layer=self.layer.name,
+            share=float(gains.sum()),
+            own=max(0.0, float(left.sum() - before.sum()) / total),
+            error=float(gains.std() * len(gains) ** 0.5),
+            residual=total / float(sum(fold.gram[0, 0] for fold in folds)),
+        )
 
 
-def _error(folds: list[Tensor], features: int, targets: int) -> float:
-    """Cross-validated squared error of the regression on the first ``features``, at the best ridge.
+@dataclass(frozen=True)
+class _Products:
+    """Sums over the rows of a fold: features by features, features by targets, and the targets' squares."""
+
+    gram: Tensor
+    cross: Tensor
+    energy: Tensor
+
+    @classmethod
+    def of(cls, features: Tensor, targets: Tensor) -> _Products:
+        products = features.T @ features, features.T @ targets, targets.square().sum()
+        return cls(*(product.double().cpu() for product in products))
+
+    def __add__(self, other: _Products) -> _Products:
+        return _Products(self.gram + other.gram, self.cross + other.cross, self.energy + other.energy)
+
+    def __sub__(self, other: _Products) -> _Products:
+        return _Products(self.gram - other.gram, self.cross - other.cross, self.energy - other.energy)
+
+
+def _errors(folds: Sequence[_Products], features: int) -> Tensor:
+    """Cross-validated squared error, by fold, of the regression on the first ``features``, at the best ridge.
 
     Args:
-        folds: Products of the rows ``[1, features, targets]`` of each fold.
+        folds: What to fit and to judge by.
         features: How many to use, the constant included.
-        targets: Number of targets, the last columns.
     """
-    whole = torch.stack(folds).sum(0)
-    spread = whole.diagonal()[:features] - whole[0, :features].square() / whole[0, 0]
+    whole = functools.reduce(_Products.__add__, folds)
+    spread = whole.gram.diagonal()[:features] - whole.gram[0, :features].square() / whole.gram[0, 0]
     spread[0] = 0  # the constant is free
-    errors = torch.zeros(len(RIDGES), dtype=torch.float64)
-    for held_out in folds:
+    errors = torch.zeros(len(RIDGES), len(folds), dtype=torch.float64)
+    for k, held_out in enumerate(folds):
         fit = whole - held_out
-        scale = fit.diagonal()[:features].clamp(min=torch.finfo(torch.float64).tiny).rsqrt()
-        gram = fit[:features, :features] * torch.outer(scale, scale)
-        right = fit[:features, -targets:] * scale[:, None]
-        there = held_out[:features, :features] * torch.outer(scale, scale)
-        cross = held_out[:features, -targets:] * scale[:, None]
+        size = fit.gram.diagonal()[:features]
+        scale = torch.where(size > 0, size.rsqrt(), 0.0)  # what never occurs in the rows to fit counts for nothing
+        gram, there = (part.gram[:features, :features] * torch.outer(scale, scale) for part in (fit, held_out))
+        right, cross = (part.cross[:features] * scale[:, None] for part in (fit, held_out))
         for i, ridge in enumerate(RIDGES):
             penalised = gram + torch.diag(ridge * spread * scale.square() + 1e-9)
             solution = torch.linalg.solve(penalised, right)
-            rest = held_out.diagonal()[-targets:].sum() - 2 * (solution * cross).sum()
-            errors[i] += rest + (solution * (there @ solution)).sum()
-    return float(errors.min())
+            errors[i, k] = held_out.energy - 2 * (solution * cross).sum() + (solution * (there @ solution)).sum()
+    return errors[errors.sum(1).argmin()]
 
 
 def _incoming(layer: HiddenLayer) -> dict[str, Tensor]:

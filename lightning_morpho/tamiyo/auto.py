@@ -12,6 +12,7 @@ from lightning_morpho.tamiyo.base import Tamiyo
 from lightning_morpho.tamiyo.judgement import judge
 from lightning_morpho.tamiyo.observation import (
     Assess,
+    Assessment,
     Cull,
     Decision,
     Germinate,
@@ -21,7 +22,10 @@ from lightning_morpho.tamiyo.observation import (
     Resize,
     SeedView,
 )
-from lightning_morpho.tamiyo.timing import stalled
+from lightning_morpho.tamiyo.timing import Losses, stalled
+
+ERRORS = 2.0
+"""Standard errors by which what new units explain must lie above 0."""
 
 Auto = Literal["auto"]
 Direction = Literal["grow", "shrink", "both"]
@@ -32,26 +36,33 @@ Direction = Literal["grow", "shrink", "both"]
 class AutoSize(Tamiyo):
     """No size given: widen to the budget early, let units that earn nothing fade, keep the fewest that suffice.
 
-    1. At ``at`` of training: if in no layer new hidden units would explain more than ``explains`` of the held-out
-       residual, nothing grows. Else every hidden layer becomes as wide as the budget allows.
+    1. From ``at`` of training on, at each tick: would new hidden units explain anything of the held-out residual that
+       those there are won't? If so in any layer, every hidden layer becomes as wide as the budget allows. If the
+       answer is still no after ``by``, nothing grows.
     2. From then on a group penalty draws the outgoing weights of newborn units to zero, unit by unit.
     3. At ``until`` the penalty ends. Of each layer the fewest units stay that validation does not miss; what the
        others gave is folded into them. The seeds of the units that stay are fossilized.
 
-    Where the length of training is unknown, each of the two moments comes when the validation loss has stalled.
-    Without validation nothing can be sized: everything that germinated is kept, without penalty. Before the first
-    validation nothing grows.
+    New units must explain more than two standard errors. Beside that, of all that can be explained at least the part
+    ``explains`` must be theirs alone; or what the host can still explain by learning no longer halves while training
+    doubles, so that learning alone won't do. How much of the residual is noise matters to neither.
+
+    Where the length of training is unknown, the host is asked until the validation loss has stalled, and the size is
+    chosen when it has stalled again. Without validation nothing can be sized: everything that germinated is kept,
+    without penalty. Before the first validation nothing grows.
 
     Args:
         sizing: ``"grow"``: only grown units pay the penalty and may go. ``"shrink"``: only the host's own, from the
             first tick on; nothing germinates. ``"both"``: all of them.
-        at: When to grow, as a fraction of the training's optimizer steps, in [0, 1].
-        until: When to choose the size, in [0, 1], after ``at``. Before the learning rate decays.
+        at: From when on to grow, as a fraction of the training's optimizer steps, in [0, 1].
+        by: When to ask for the last time, in [0, 1], not before ``at``: at the first tick from then on.
+        until: When to choose the size, in [0, 1], after ``by``. Before the learning rate decays.
         penalty: Share of an optimizer's step by which the norm of a unit's outgoing weights falls, in [0, 1]. Made
             for optimizers whose steps have about the size of the learning rate, such as Adam.
         tolerance: What narrowing may cost at that moment, all layers together, in points, ``>= 0``: neither the
             logged share nor the loss may get worse by more.
-        explains: Share of the held-out residual that new units must explain, in [0, 1]; 0: always grow.
+        explains: Of all of the held-out residual that can be explained, the part that makes new units welcome at once,
+            in [0, 1]; 0: always grow, unasked.
         metric: What ``validation_step`` logs as a share of 1, such as an accuracy or R²: a point is 0.01 of it.
             ``"auto"``: the first logged name with ``acc`` or ``r2`` in it; without one the loss alone counts.
         point: A point of the loss, in its units, ``> 0``; a large one leaves the decision to the share. ``"auto"``:
@@ -64,11 +75,12 @@ class AutoSize(Tamiyo):
     fills_budget: ClassVar[bool] = True
 
     sizing: Direction = "grow"
-    at: float = 0.1
+    at: float = 0.02
+    by: float = 0.2
     until: float = 0.5
     penalty: float = 0.01
     tolerance: float = 0.5
-    explains: float = 0.002
+    explains: float = 0.2
     metric: str = "auto"
     point: float | Auto = "auto"
     patience: int = 3
@@ -76,9 +88,10 @@ class AutoSize(Tamiyo):
 
     def __post_init__(self) -> None:
         check(self.sizing in ("grow", "shrink", "both"), "tamiyo.sizing", "'grow', 'shrink' or 'both'", self.sizing)
-        for name in ("at", "until", "penalty", "explains"):
+        for name in ("at", "by", "until", "penalty", "explains"):
             check(is_fraction(getattr(self, name)), f"tamiyo.{name}", "a fraction in [0, 1]", getattr(self, name))
-        check(self.until > self.at, "tamiyo.until", f"after `tamiyo.at` ({self.at})", self.until)
+        check(self.by >= self.at, "tamiyo.by", f"not before `tamiyo.at` ({self.at})", self.by)
+        check(self.until > self.by, "tamiyo.until", f"after `tamiyo.by` ({self.by})", self.until)
         for name in ("tolerance", "min_delta"):
             value = getattr(self, name)
             check(is_number(value) and value >= 0, f"tamiyo.{name}", "a non-negative number", value)
@@ -125,22 +138,43 @@ class AutoSize(Tamiyo):
         """Growth and penalty, if their moment has come and growth would help."""
         germinations = list(self.grow(observation))
         if germinations and not observation.germinations and self.explains:
-            if observation.assessments is None:
+            now = _asked_now(observation)
+            if now is None:
                 return [Assess()]
-            if all(found.share <= self.explains for found in observation.assessments) and observation.assessments:
+            if now and not any(self._welcome(found, observation.assessments or ()) for found in now):
                 germinations = []
         start: list[Decision] = [*germinations]
-        if not observation.penalised and (germinations or (self._host and self._time_to_penalise_host(observation))):
+        host = self.sizing == "shrink" or (self.sizing == "both" and self._late(observation))
+        if not observation.penalised and (germinations or host):
             start.append(Penalize(strength=self.penalty, host=self._host, grown=self.sizing != "shrink"))
         return start
 
-    def _time_to_penalise_host(self, observation: Observation) -> bool:
-        return self.sizing == "shrink" or self._time_to_grow(observation)
+    def _welcome(self, found: Assessment, all_found: Sequence[Assessment]) -> bool:
+        """Whether new units would explain what learning alone won't."""
+        if found.share <= ERRORS * found.error:
+            return False
+        return found.part >= self.explains or _learns_slowly(found, all_found)
 
     def _time_to_grow(self, observation: Observation) -> bool:
+        if observation.total_steps is not None and observation.step < self.at * observation.total_steps:
+            return False
+        return not self._answered(observation)
+
+    def _late(self, observation: Observation) -> bool:
+        """Whether the last moment to grow has come."""
         if observation.total_steps is not None:
-            return self.at * observation.total_steps <= observation.step
-        return stalled(observation.losses, self.patience, self.min_delta)
+            return observation.step >= self.by * observation.total_steps
+        return self._has_stalled(observation.losses)
+
+    def _answered(self, observation: Observation) -> bool:
+        """Whether the host was asked for the last time, at a tick before."""
+        if observation.total_steps is None:
+            return self._has_stalled(observation.losses[:-1])
+        last = self.by * observation.total_steps
+        return any(last <= found.step < observation.step for found in observation.assessments or ())
+
+    def _has_stalled(self, losses: Losses) -> bool:
+        return any(stalled(losses[:ticks], self.patience, self.min_delta) for ticks in range(1, len(losses) + 1))
 
     def _time_to_resize(self, observation: Observation) -> bool:
         live = [seed for layer in observation.layers for seed in layer.seeds if seed.units is not None]
@@ -153,6 +187,20 @@ class AutoSize(Tamiyo):
 
     def _penalty_off(self, observation: Observation) -> list[Decision]:
         return [Penalize(strength=0.0, host=False, grown=False)] if observation.penalised else []
+
+
+def _asked_now(observation: Observation) -> Sequence[Assessment] | None:
+    """What was found out at this tick; None if it was not asked."""
+    found = observation.assessments
+    if not found:
+        return found
+    return [entry for entry in found if entry.step == observation.step] or None
+
+
+def _learns_slowly(found: Assessment, all_found: Sequence[Assessment]) -> bool:
+    """Whether what the host can still explain fell more slowly than one over the steps, since half of them."""
+    before = [entry for entry in all_found if entry.layer == found.layer and 2 * entry.step <= found.step]
+    return bool(before) and found.promise * found.step >= before[-1].promise * before[-1].step
 
 
 def _without(observation: Observation, leave: object) -> Observation:

@@ -120,16 +120,34 @@ class Measurement:
 
 @dataclass(frozen=True, kw_only=True)
 class Assessment:
-    """What new random hidden units would explain of a layer's held-out residual.
+    """What new random hidden units would explain of a layer's held-out residual, and what its own still could.
 
     Attributes:
         layer: Name of the layer that would read them.
-        share: Share of the residual that they explain beyond the layer's own inputs, at most 1; below 0 they
+        share: Share of the residual that they explain beyond what the layer's own inputs can, at most 1; below 0 they
             explain nothing.
+        own: Share that its own inputs can still explain by learning, in [0, 1].
+        error: Standard error of ``share``.
+        residual: Squared residual, a mean over rows; its scale is the loss's own.
+        step: Optimizer steps done when it was found out.
     """
 
     layer: str
     share: float
+    own: float = 0.0
+    error: float = 0.0
+    residual: float = 0.0
+    step: int = 0
+
+    @property
+    def part(self) -> float:
+        """Of all that can be explained, the part that only new units can, in [0, 1]."""
+        return self.share / (self.own + self.share) if self.share > 0 else 0.0
+
+    @property
+    def promise(self) -> float:
+        """How much of the squared residual the layer's own inputs can still explain, on the scale of ``residual``."""
+        return self.own * self.residual
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -240,7 +258,7 @@ class Observation:
         unmeasured: What was asked for at this tick and did not fit into its passes.
         deferred: How often the decision on a live seed was put off already.
         births: Held-out losses of the batches at the germination of a live seed, where they were measured.
-        assessments: What new units would explain, once that was asked for.
+        assessments: What new units would explain, each time that was asked for, the latest last; None before.
         resizings: How many units the layers kept, once that was asked for.
         penalised: Ticks that the group penalty has been on, 0 while it is off.
         can_size: Whether hidden layers can be sized by held-out data.

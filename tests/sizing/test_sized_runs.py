@@ -100,6 +100,20 @@ def test_a_run_resumed_between_penalty_and_cull_or_after_it_ends_bit_equal(grown
     assert_equal(expected, got)
 
 
+def test_a_run_resumed_between_two_answers_remembers_the_first(tmp_path, monkeypatch):
+    """How fast the host learns shows in two answers; a run that forgot one would decide otherwise."""
+    monkeypatch.setattr(AutoSize, "_welcome", lambda *_: False)
+    whole, resumed = callback(by=0.3), callback(by=0.3)
+    saver = ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1, every_n_epochs=1)
+    fit(tmp_path / "whole", whole, callbacks=[saver], enable_checkpointing=True)
+    fit_again = make_trainer(tmp_path / "resumed", resumed, max_epochs=EPOCHS)
+    L.seed_everything(0)
+    fit_again.fit(Host(linear_net(3), lr=0.02), **loaders(), ckpt_path=tmp_path / "epoch=1.ckpt")
+    expected, got = (morpho.state_dict()["engine"]["assessments"] for morpho in (whole, resumed))
+    assert [entry["step"] for entry in got] == [10, 20, 30]
+    assert got == expected
+
+
 def test_a_host_that_is_too_wide_shrinks(tmp_path):
     module, trainer = fit(tmp_path, callback(sizing="shrink", tolerance=5.0), hidden=64)
     assert export(module).net[0].out_features < 64
@@ -177,9 +191,10 @@ def test_residual_nets_and_transformers_find_their_size(net, sizing, width, tmp_
 
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "64-true"])
-def test_a_run_is_sized_in_any_precision(precision, tmp_path):
+def test_a_run_is_sized_in_any_precision(precision, tmp_path, monkeypatch):
+    monkeypatch.setattr(AutoSize, "_welcome", lambda *_: True)
     L.seed_everything(0)
-    module, morpho = Host(convolution_and_norm(), lr=0.02), callback(explains=1e-9)
+    module, morpho = Host(convolution_and_norm(), lr=0.02), callback()
     trainer = make_trainer(tmp_path, morpho, max_epochs=EPOCHS, precision=precision)
     trainer.fit(module, **loaders())
     figures = {entry["event"]: entry["figures"] for entry in events_of(tmp_path) if "figures" in entry}
@@ -213,7 +228,8 @@ def test_growth_waits_for_the_first_validation(tmp_path):
     ("options", "message"),
     [
         ({"sizing": "both ways"}, "`tamiyo.sizing` must be 'grow', 'shrink' or 'both'"),
-        ({"at": 0.5, "until": 0.5}, "`tamiyo.until` must be after"),
+        ({"at": 0.3}, "`tamiyo.by` must be not before"),
+        ({"by": 0.5, "until": 0.5}, "`tamiyo.until` must be after"),
         ({"tolerance": -1.0}, "`tamiyo.tolerance`"),
         ({"point": 0.0}, "`tamiyo.point`"),
     ],
