@@ -123,10 +123,11 @@ class _Runner:
         self.model, self.layers, self.loss = model, layers, loss
         place = {name: number for number, (name, _) in enumerate(model.named_modules())}
         # Neighbours in one pass: what lies before the first of them is computed once for all.
-        order = sorted(range(len(groups)), key=lambda i: min((place.get(n, 0) for n, _ in groups[i]), default=0))
-        self.groups, self.order = groups, order
+        some = (i for i, group in enumerate(groups) if group)  # without nobody the model is whole
+        self.groups, self.order = groups, sorted(some, key=lambda i: min(place.get(n, 0) for n, _ in groups[i]))
         sharded = any(isinstance(parameter, DTensor) for parameter in model.parameters())
-        self.replicas = 1 if sharded or len(groups) < 2 else replicas
+        self.replicas = 1 if sharded or len(self.order) < 2 else replicas
+        self._factors: dict[tuple[int, int], dict[str, Tensor]] = {}
         self.reaches = {name: set(_chain(layer)) for name, layer in layers.items()}
         self._probe = probe
         self._first = True
@@ -144,14 +145,14 @@ class _Runner:
             except Exception as error:  # whatever a user's step does that vmap can't
                 log.debug("credit is measured one by one: %s", error)
                 self.replicas = 1
-        missing = [i for i in range(len(self.groups)) if i not in pairs and i not in known]
+        missing = [i for i in self.order if i not in pairs and i not in known]
         losses = {i: self._value(batch, self.groups[i]) for i in missing} | known
         full = self._value(batch, (), advance=True)
         plain = {i: value.double().reshape(()) for i, value in losses.items()}
         values = torch.stack([full.double().reshape(()), *plain.values()]).tolist()
         whole = values[0]
         pairs = {i: (whole, value) for i, value in zip(plain, values[1:], strict=True)} | pairs
-        return [(whole, whole), *(pairs[i] for i in range(len(self.groups)))]
+        return [(whole, whole), *(pairs.get(i, (whole, whole)) for i in range(len(self.groups)))]
 
     def _value(self, batch: Any, group: Group, *, advance: bool = False) -> Tensor:
         """Loss of a batch with some seeds muted; unless told to, the random state does not advance."""
@@ -181,7 +182,7 @@ class _Runner:
         pairs: dict[int, Pair] = {}
         for start in range(0, len(self.order), self.replicas):
             part = self.order[start : start + self.replicas]
-            keep = self._factors([(), *(self.groups[i] for i in part)])
+            keep = self._factors_of(start, part)
 
             def one(keep: dict[str, Tensor]) -> Tensor:
                 with contextlib.ExitStack() as stack:
@@ -197,15 +198,17 @@ class _Runner:
             _check_alike(pairs[i], float(value))
         return pairs
 
-    def _factors(self, groups: Sequence[Group]) -> dict[str, Tensor]:
-        """For each layer concerned: 0 for the seeds left out, else 1; ``(groups, live beds, chunks)``."""
-        names = {name for group in groups for name, _ in group}
-        return {
-            name: torch.stack(
-                [muting_factors(self.layers[name].morpho, [c for n, c in group if n == name]) for group in groups]
-            )
-            for name in names
-        }
+    def _factors_of(self, start: int, part: Sequence[int]) -> dict[str, Tensor]:
+        """For each layer that a pass concerns: 0 for the seeds left out, else 1; ``(groups, live beds, chunks)``."""
+        if (start, len(part)) not in self._factors:
+            groups = [(), *(self.groups[i] for i in part)]
+            self._factors[start, len(part)] = {
+                name: torch.stack(
+                    [muting_factors(self.layers[name].morpho, [c for n, c in group if n == name]) for group in groups]
+                )
+                for name in {name for group in groups for name, _ in group}
+            }
+        return self._factors[start, len(part)]
 
 
 def _check_alike(pair: Pair, value: float) -> None:

@@ -41,7 +41,7 @@ from lightning_morpho import (
     Uniform,
     hybrid_layers,
 )
-from lightning_morpho.integrations import HeldOutCredit
+from lightning_morpho.integrations import HeldOut, HeldOutCredit
 
 
 def fit(root: Path, net: nn.Module, *callbacks: L.Callback, **options: Any) -> tuple[L.Trainer, Host]:
@@ -299,7 +299,7 @@ def test_measuring_credit_leaves_metrics_buffers_and_random_state_as_they_were(t
             if not live:
                 return
             before = self._all(trainer, pl_module)
-            credit = HeldOutCredit(trainer, pl_module, engine.layers, self.callback.credit, None)
+            credit = HeldOutCredit(HeldOut(trainer, pl_module, self.callback.credit, None), engine.layers)
             results = credit(live, [tuple(live)])
             assert len(results) == len(live) + 1 and all(m.batches == 8 for m in results)
             assert_equal(before, self._all(trainer, pl_module))

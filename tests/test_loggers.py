@@ -113,7 +113,9 @@ def test_tensorboard_holds_scalars_histograms_layout_map_and_table(together):
     assert added == [f["added_parameters"] for f in figures]
     assert {"morpho/seeds/alpha", "morpho/seeds/stage", "morpho/seeds/silent"} <= set(tags["histograms"])
     stages = events.Histograms("morpho/seeds/stage")
-    assert [h.step for h in stages] == STEPS and stages[0].histogram_value.num == 4
+    steps = [h.step for h in stages]
+    assert steps[0] == STEPS[0] and set(steps) < set(STEPS), "drawn again where it has changed, and only there"
+    assert stages[0].histogram_value.num == 4
     images = events.Images("morpho/seed_map")
     assert images and images[0].encoded_image_string.startswith(b"\x89PNG")
     assert "morpho/seeds/text_summary" in tags["tensors"]

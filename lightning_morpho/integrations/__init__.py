@@ -10,10 +10,11 @@ from lightning_morpho.integrations.sharding import reshard_
 from lightning_morpho.integrations.swapping import check_trainer, keep_beds_from_reducer, when_configured
 from lightning_morpho.integrations.training import ValidationLoss
 from lightning_morpho.integrations.unwrapped import leave_unwrapped
-from lightning_morpho.integrations.validation import HeldOutCredit, LossFunction, loss_of
+from lightning_morpho.integrations.validation import HeldOut, HeldOutCredit, LossFunction, loss_of
 
 __all__ = [
     "GrowthRun",
+    "HeldOut",
     "HeldOutCredit",
     "LossFunction",
     "Reporter",

@@ -100,8 +100,7 @@ class Reporter:
         rich = config.log and config.level != "minimal" and trainer.is_global_zero
         self._rich = RichLoggers(trainer.loggers if rich else [])
         self._rich.give("layout", LAYOUT)
-        self._drawn = b""
-        self._top = ""
+        self._given: dict[str, bytes] = {}
 
     def collect(self) -> None:
         """Begin a tick: give the layers the statistics since the last one, over all ranks."""
@@ -228,25 +227,28 @@ class Reporter:
                 logger.log_metrics(series | {"epoch": self.trainer.current_epoch}, self._step)
 
     def _draw(self, figures: list[LayerFigures], records: Sequence[SeedRecord]) -> None:
-        """Histograms; the best seeds and the map of all if they changed."""
-        step = self._step
+        """Histograms, the best seeds and the map of all; each if it has changed."""
         top = top_seeds_text(figures)
-        if top != self._top:
-            self._top = top
-            self._rich.give("text", "morpho/top_seeds", top, step)
+        self._give_changed("text", "morpho/top_seeds", top, top.encode())
         if self._rich.takes("histogram"):
             for name, values in histograms(figures).items():
-                self._rich.give("histogram", name, values, step)
+                self._give_changed("histogram", name, values, values.tobytes())
         if not self._rich.takes("image"):
             return
         growing = [f for f in figures if len(self._layers[f.name].morpho.beds)]
         first = list(dict.fromkeys(record.layer for record in records))
         growing.sort(key=lambda f: first.index(f.name) if f.name in first else len(first))
         picture = seed_map(growing)
-        if picture.tobytes() != self._drawn:
-            self._drawn = picture.tobytes()
-            self._rich.give("image", "morpho/seed_map", picture, step)
-            self._rich.give("text", "morpho/seed_map_key", seed_map_key(growing), step)
+        if self._give_changed("image", "morpho/seed_map", picture, picture.tobytes()):
+            self._rich.give("text", "morpho/seed_map_key", seed_map_key(growing), self._step)
+
+    def _give_changed(self, kind: str, name: str, content: Any, told: bytes) -> bool:
+        """Give loggers what differs from what they were given last; whether it does."""
+        if told == self._given.get(name, b""):
+            return False
+        self._given[name] = told
+        self._rich.give(kind, name, content, self._step)
+        return True
 
     def _write_tick(self, engine: GrowthEngine, figures: list[LayerFigures], run: Mapping[str, float]) -> None:
         self._write(

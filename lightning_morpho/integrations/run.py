@@ -32,7 +32,7 @@ from lightning_morpho.integrations.sizing import HeldOutSizer
 from lightning_morpho.integrations.training import TrainingLoss, ValidationLoss, restart_patience, stop_patience
 from lightning_morpho.integrations.trials import TrainerTrials
 from lightning_morpho.integrations.unread import Unread, unread_parts
-from lightning_morpho.integrations.validation import HeldOutCredit, loss_of
+from lightning_morpho.integrations.validation import HeldOut, HeldOutCredit, loss_of
 from lightning_morpho.layers import clear_taps
 from lightning_morpho.optim import OptimizerLink
 from lightning_morpho.run_config import RunConfig
@@ -264,7 +264,8 @@ class GrowthRun:
         epochs = trainer.current_epoch + (0 if self._tick_steps else 1)
         change = self._rollout.judge(trainer, engine.layers, self._validation.value, epochs)
         self._reporter.tell_rollout(change, engine.ticks)
-        credit = self._credit()
+        held_out = self._held_out()
+        credit = None if held_out is None else HeldOutCredit(held_out, engine.layers)
         engine.tick(
             step=trainer.global_step,
             total_steps=total_steps(trainer),
@@ -272,7 +273,7 @@ class GrowthRun:
             training_loss=self._training_loss.take(trainer),
             stop_patience=stop_patience(trainer),
             measure=credit,
-            sizer=None if credit is None else self._sizer(),
+            sizer=None if held_out is None else self._sizer(held_out),
             trials=self._trials(credit),
             validates_later=self._validation.measurable is None and bool(trainer.enable_validation),
         )
@@ -283,19 +284,17 @@ class GrowthRun:
         self._reporter.tell_tick(engine, self.pl_module)
         self._review()
 
-    def _credit(self) -> HeldOutCredit | None:
-        """What measures held-out losses; None where there are none."""
+    def _held_out(self) -> HeldOut | None:
+        """What gives held-out losses; None where there are none."""
         if not self._validation.measurable or self.trainer.val_dataloaders is None:
             return None
-        config = self.config
-        return HeldOutCredit(self.trainer, self.pl_module, self.engine.layers, config.credit, config.loss_fn)
+        return HeldOut(self.trainer, self.pl_module, self.config.credit, self.config.loss_fn)
 
-    def _sizer(self) -> HeldOutSizer | None:
+    def _sizer(self, held_out: HeldOut) -> HeldOutSizer | None:
         """What answers the sizing rule; None where layers are sharded, as no rank has whole units."""
         if isinstance(self.trainer.strategy, ModelParallelStrategy):
             return None
-        config, layers = self.config, self.engine.layers
-        return HeldOutSizer(self.trainer, self.pl_module, layers, config.credit, config.loss_fn, config.model.seed)
+        return HeldOutSizer(held_out, self.engine.layers, self.config.model.seed)
 
     def _trials(self, credit: HeldOutCredit | None) -> TrainerTrials:
         """What tries growth out."""

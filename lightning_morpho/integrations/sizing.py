@@ -9,18 +9,12 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from torchmetrics import Metric
 
-from lightning_morpho.config import AUTO, CreditConfig
+from lightning_morpho.config import AUTO
 from lightning_morpho.integrations.ranks import gather_objects
-from lightning_morpho.integrations.validation import (
-    LossFunction,
-    held_out_batches,
-    run_validation_step,
-    validation_loss,
-)
+from lightning_morpho.integrations.validation import HeldOut
 from lightning_morpho.isolation import isolated
 from lightning_morpho.layers import HybridKasminaLayer
 from lightning_morpho.sizing import assess, resize_
@@ -34,36 +28,19 @@ class HeldOutSizer:
     """Sizes a module's hidden layers by its Trainer's validation batches, between two training steps.
 
     Args:
-        trainer: The Trainer.
-        pl_module: Its module.
+        held_out: Batches and their losses.
         layers: The hybrid layers by name.
-        config: Validation batches to use; name of the loss.
-        loss_fn: The user's loss; None: the one of ``validation_step``.
         seed: Random seed of the units that are tried.
     """
 
-    def __init__(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        layers: Mapping[str, HybridKasminaLayer],
-        config: CreditConfig,
-        loss_fn: LossFunction | None,
-        seed: int,
-    ) -> None:
-        self.trainer = trainer
-        self.pl_module = pl_module
-        self.layers = layers
-        self.config = config
-        self.loss_fn = loss_fn
-        self.seed = seed
+    def __init__(self, held_out: HeldOut, layers: Mapping[str, HybridKasminaLayer], seed: int) -> None:
+        self.held_out, self.layers, self.seed = held_out, layers, seed
 
     def assess(self) -> list[Assessment]:
         """What new hidden units would explain of the held-out residual, in each pair."""
 
         def losses() -> Iterator[Tensor]:
-            for batch in held_out_batches(self.trainer, self.pl_module, self.config.batches):
-                yield self._loss(batch)
+            yield from map(self.held_out.loss, self.held_out.batches())
 
         with self._isolated():
             return assess(self.layers.values(), losses, seed=self.seed, reduce=self._sum_over_ranks)
@@ -71,8 +48,7 @@ class HeldOutSizer:
     def resize(self, decision: Resize) -> list[Resizing]:
         """Remove the hidden units that validation does not miss."""
         with self._isolated():
-            batches = list(held_out_batches(self.trainer, self.pl_module, self.config.batches))
-            score = PointScore(self, batches, decision)
+            score = PointScore(self.held_out, decision)
             return resize_(
                 self.layers.values(),
                 score,
@@ -85,19 +61,13 @@ class HeldOutSizer:
     @contextlib.contextmanager
     def _isolated(self) -> Iterator[None]:
         # Hooks must be seen: a compiled forward pass would not call them.
-        with isolated(self.pl_module), torch.compiler.set_stance("force_eager"):
+        with isolated(self.held_out.pl_module), torch.compiler.set_stance("force_eager"):
             yield
-
-    def _loss(self, batch: Any) -> Tensor:
-        with self.trainer.precision_plugin.val_step_context():
-            if self.loss_fn is not None:
-                return self.loss_fn(self.pl_module, batch)
-            return validation_loss(self.pl_module, batch, self.config.monitor)
 
     def _sum_over_ranks(self, flat: Tensor) -> Tensor:
         if not (dist.is_available() and dist.is_initialized()):
             return flat
-        device = self.pl_module.device
+        device = self.held_out.pl_module.device
         total = flat.to(device) if device.type != "mps" else flat
         dist.all_reduce(total)
         return total.cpu()
@@ -107,20 +77,19 @@ class PointScore:
     """Held-out errors in points: of the loss, over that of a point, and 100 times what a logged share lacks to 1.
 
     Args:
-        sizer: How to run a step.
-        batches: The batches.
+        held_out: Batches and how to run a step on them.
         decision: Which metric, and what a point of the loss is.
     """
 
-    def __init__(self, sizer: HeldOutSizer, batches: Sequence[Any], decision: Resize) -> None:
-        self.sizer = sizer
-        self.batches = batches
+    def __init__(self, held_out: HeldOut, decision: Resize) -> None:
+        self.held_out = held_out
+        self.batches = list(held_out.batches())
         self.metric = decision.metric
-        self.point = _point(batches) if decision.point == AUTO else float(decision.point)
+        self.point = _point(self.batches) if decision.point == AUTO else float(decision.point)
 
     def __call__(self) -> list[float]:
         """The errors over all batches of all ranks: the share's first, if one is logged, then the loss's."""
-        for module in self.sizer.pl_module.modules():
+        for module in self.held_out.pl_module.modules():
             if isinstance(module, Metric):
                 module.reset()  # these are clones
         metrics: dict[int, Metric] = {}
@@ -132,13 +101,10 @@ class PointScore:
 
     def _of(self, batch: Any, metrics: dict[int, Metric]) -> list[float | Tensor]:
         """Errors of one batch in points; a torchmetrics object that was logged is put aside, to be asked at the end."""
-        if self.sizer.loss_fn is not None:
-            return [self.sizer._loss(batch) / self.point]
-        with self.sizer.trainer.precision_plugin.val_step_context():
-            loss, logged = run_validation_step(self.sizer.pl_module, batch, self.sizer.config.monitor)
+        loss, logged = self.held_out.step(batch)
         errors: list[float | Tensor] = [] if loss is None else [loss / self.point]
         name = _share_name(logged) if self.metric == AUTO else self.metric
-        if name is None:
+        if name is None or self.held_out.loss_fn is not None:
             assert errors, "validation gives neither a loss nor a share"
             return errors
         if name not in logged:

@@ -6,12 +6,14 @@ import contextlib
 import inspect
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import CombinedLoader
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from lightning_morpho.config import CreditConfig
 from lightning_morpho.credit import affordable, group_seeds, measure
@@ -20,71 +22,115 @@ from lightning_morpho.integrations.ranks import gather_objects
 from lightning_morpho.integrations.sharding import reshard_
 from lightning_morpho.isolation import isolated
 from lightning_morpho.layers import HybridKasminaLayer
+from lightning_morpho.random_state import preserved_random_state
 from lightning_morpho.tamiyo import Measurement
 from lightning_morpho.tamiyo.observation import Group, SeedKey
 
 LossFunction = Callable[[LightningModule, Any], Tensor]
 """Held-out loss of one validation batch."""
 
+MOST_KEPT = 2**28
+"""Bytes of batches that are kept for the rest of a tick; larger ones are read each time anew."""
 
-class HeldOutCredit:
-    """Measurements of one tick on the Trainer's first validation loader, in its precision.
+
+class HeldOut:
+    """Held-out losses of one tick, on the first batches of the Trainer's first validation loader, in its precision.
+
+    All that is asked at a tick sees the same batches; small ones are read once.
 
     Args:
         trainer: The Trainer, between two training steps.
         pl_module: Its module.
-        layers: The hybrid layers by name.
-        config: Batches, confidence, cost.
+        config: How many batches; the name of the loss.
         loss_fn: The user's loss; None: the one of ``validation_step``.
     """
 
     def __init__(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        layers: Mapping[str, HybridKasminaLayer],
-        config: CreditConfig,
-        loss_fn: LossFunction | None,
+        self, trainer: Trainer, pl_module: LightningModule, config: CreditConfig, loss_fn: LossFunction | None
     ) -> None:
-        self.trainer, self.pl_module, self.layers = trainer, pl_module, layers
+        self.trainer, self.pl_module = trainer, pl_module
         self.config, self.loss_fn = config, loss_fn
-        self.left = config.measurements
+
+    @cached_property
+    def _small(self) -> list[Any] | None:
+        """The batches; None if they are too large to be kept."""
+        kept: list[Any] = []
+        room = MOST_KEPT
+        with preserved_random_state():
+            for batch in self._read():
+                room -= sum(leaf.nbytes for leaf in tree_leaves(batch) if isinstance(leaf, Tensor))
+                if room < 0:
+                    return None
+                kept.append(batch)
+        return kept
+
+    def _read(self) -> Iterator[Any]:
+        return held_out_batches(self.trainer, self.pl_module, self.config.batches)
+
+    def batches(self) -> Iterator[Any]:
+        """The batches, on their device."""
+        return self._read() if self._small is None else iter(self._small)
+
+    def step(self, batch: Any) -> tuple[Tensor | None, dict[str, Any]]:
+        """The loss of a batch, None if there is none, and what ``validation_step`` logged."""
+        with self.trainer.precision_plugin.val_step_context():
+            if self.loss_fn is not None:
+                return self.loss_fn(self.pl_module, batch), {}
+            return run_validation_step(self.pl_module, batch, self.config.monitor)
+
+    def loss(self, batch: Any) -> Tensor:
+        """The loss of a batch.
+
+        Raises:
+            ValueError: If ``validation_step`` neither returns one nor logs it.
+        """
+        loss, _ = self.step(batch)
+        if loss is None:
+            raise ValueError(f"`validation_step` must return a loss or log `{self.config.monitor}`, it did neither.")
+        return loss
+
+
+class HeldOutCredit:
+    """Measurements of one tick.
+
+    Args:
+        held_out: Batches and their losses.
+        layers: The hybrid layers by name.
+    """
+
+    def __init__(self, held_out: HeldOut, layers: Mapping[str, HybridKasminaLayer]) -> None:
+        self.held_out, self.layers = held_out, layers
+        self.left = held_out.config.measurements
 
     def __call__(self, seeds: Sequence[SeedKey], together: Sequence[Group] = ()) -> list[Measurement]:
         """Leave seeds out one by one, and groups as such, as far as the tick's measurements go."""
-        singles = group_seeds(seeds, self.layers, self.config.max_groups)
-        groups = affordable(singles, self.config.measurements // 3, least=1) if singles else []
+        config, model = self.held_out.config, self.held_out.pl_module
+        singles = group_seeds(seeds, self.layers, config.max_groups)
+        groups = affordable(singles, config.measurements // 3, least=1) if singles else []
         groups += affordable(together, self.left - len(groups))
         if not groups:
             return []
         self.left -= 1 + len(groups)
-        compiled = is_compiled(self.pl_module)
+        compiled = is_compiled(model)
         results = measure(
-            self.pl_module,
+            model,
             self.layers,
             groups,
-            held_out_batches(self.trainer, self.pl_module, self.config.batches),
-            self.loss,
-            confidence=self.config.confidence,
-            replicas=1 if compiled else self.config.replicas,
+            self.held_out.batches(),
+            self.held_out.loss,
+            confidence=config.confidence,
+            replicas=1 if compiled else config.replicas,
             probe=bool(singles) and not compiled,  # hooks would compile the model again
             gather=gather_objects,
         )
-        reshard_(self.pl_module)
+        reshard_(model)
         return results
 
     def losses(self) -> list[float]:
         """Held-out loss on each of the batches of all ranks, nothing left out."""
-        with isolated(self.pl_module):
-            own = [self.loss(b).double() for b in held_out_batches(self.trainer, self.pl_module, self.config.batches)]
+        with isolated(self.held_out.pl_module):
+            own = [self.held_out.loss(batch).double() for batch in self.held_out.batches()]
         return [loss for part in gather_objects([float(loss) for loss in own]) for loss in part]
-
-    def loss(self, batch: Any) -> Tensor:
-        """Held-out loss of one batch."""
-        with self.trainer.precision_plugin.val_step_context():
-            if self.loss_fn is not None:
-                return self.loss_fn(self.pl_module, batch)
-            return validation_loss(self.pl_module, batch, self.config.monitor)
 
 
 def loss_of(outputs: Any) -> Tensor | None:
@@ -134,18 +180,6 @@ def muted_log(pl_module: LightningModule) -> Iterator[dict[str, Any]]:
         yield logged
     finally:
         del pl_module.__dict__["log"], pl_module.__dict__["log_dict"]
-
-
-def validation_loss(pl_module: LightningModule, batch: Any, monitor: str) -> Tensor:
-    """The loss that ``validation_step`` returns or logs as ``monitor``, with ``log`` muted.
-
-    Raises:
-        ValueError: If the step neither returns a loss nor logs one.
-    """
-    loss, _ = run_validation_step(pl_module, batch, monitor)
-    if loss is None:
-        raise ValueError(f"`validation_step` must return a loss or log `{monitor}`, it did neither.")
-    return loss
 
 
 def on_device(trainer: Trainer, pl_module: LightningModule, batch: Any) -> Any:
