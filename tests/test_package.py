@@ -1,8 +1,11 @@
 """The built wheel, installed and used outside the checkout: what a user of the package index gets."""
 
+import ast
+import re
 import subprocess
 import sys
 import zipfile
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -28,6 +31,24 @@ def _run(*command: str, cwd: Path, **env: str) -> str:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
+
+
+def test_what_is_imported_at_once_is_a_declared_dependency():
+    """What merely happens to come with another package today would one day fail at ``import lightning_morpho``."""
+    listed = re.search(r"^dependencies = \[(.*?)^\]", (ROOT / "pyproject.toml").read_text(), re.DOTALL | re.MULTILINE)
+    declared = {re.split(r"[^\w-]", entry)[0].replace("_", "-").lower() for entry in re.findall(r'"(.+?)"', listed[1])}
+    imported = set()
+    for file in (ROOT / "lightning_morpho").rglob("*.py"):
+        for node in ast.parse(file.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ImportFrom):
+                imported.add(node.module.split(".")[0])
+            elif isinstance(node, ast.Import):
+                imported |= {alias.name.split(".")[0] for alias in node.names}
+    homes = packages_distributions()
+    foreign = {name for name in imported if name in homes} - set(sys.stdlib_module_names) - {"lightning_morpho"}
+    assert len(foreign) > 5
+    missing = {name for name in foreign if not {h.replace("_", "-").lower() for h in homes[name]} & declared}
+    assert missing <= {"triton"}, missing  # imported by files that are loaded where it is there
 
 
 @pytest.mark.slow
