@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from statistics import median
 
 from lightning_morpho.layers import HybridKasminaLayer
-from lightning_morpho.layers.starvation import Look
+from lightning_morpho.layers.starvation import Look, looks_of, relieve_
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def relieve_starved(layers: Mapping[str, HybridKasminaLayer]) -> list[Starved]:
     Args:
         layers: The hybrid layers that are switched on, by name.
     """
-    looks = [(name, layer.morpho.kind, look) for name, layer in layers.items() for look in layer.morpho.looks()]
+    looks = [(name, layer.morpho.kind, look) for name, layer in layers.items() for look in looks_of(layer.morpho)]
     gradients = _Usual((_gradient_group(*each), each[2].gradient) for each in looks)
     spreads = _Usual((kind, look.spread) for _, kind, look in looks)
     found: dict[tuple[str, int], list[tuple[Look, str, dict[str, float]]]] = {}
@@ -76,7 +76,7 @@ def relieve_starved(layers: Mapping[str, HybridKasminaLayer]) -> list[Starved]:
         chunks = [chunk for look, _, _ in entries for chunk in look.chunks]
         empty = all(look.gradient == 0 for look, _, _ in entries)
         figures = entries[0][2]
-        anew = layers[name].morpho.relieve(bed, chunks, empty=empty, figures=figures)
+        anew = relieve_(layers[name].morpho, bed, chunks, empty=empty, figures=figures)
         fate = "new parameters" if anew else "fades out"
         told += [Starved(name, look.chunks, f"{why}: {fate}", own) for look, why, own in entries]
     return told

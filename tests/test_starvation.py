@@ -26,7 +26,7 @@ from lightning_morpho import (
     morph_,
     register_blueprint,
 )
-from lightning_morpho.layers.starvation import StarvationWatch
+from lightning_morpho.layers.starvation import StarvationWatch, looks_of
 from lightning_morpho.newborns import relieve_starved
 from lightning_morpho.telemetry import EVENTS_FILE, read_events
 
@@ -331,7 +331,7 @@ def test_what_was_seen_is_saved_and_costs_nothing_without_live_seeds(make_layer,
         optimizer.step()
 
     step()
-    assert made.morpho.starvation.state_dict() == {} and made.morpho.looks() == []
+    assert made.morpho.starvation.state_dict() == {} and looks_of(made.morpho) == []
     made.request_germination([1])
     step()
     saved = json.loads(json.dumps(made.morpho.starvation.state_dict()))
@@ -340,5 +340,5 @@ def test_what_was_seen_is_saved_and_costs_nothing_without_live_seeds(make_layer,
     other.load_state_dict(saved)
     assert_equal(other.state_dict(), saved)
     made.morpho.roll_back()
-    assert made.morpho.looks() == [] and made.morpho.starvation.state_dict() == {}
+    assert looks_of(made.morpho) == [] and made.morpho.starvation.state_dict() == {}
     link.close()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -12,6 +12,9 @@ from torch import Tensor
 
 from lightning_morpho.blueprints import Blueprint
 from lightning_morpho.layers.beds import Bed, GrownParameters, local_part
+
+if TYPE_CHECKING:
+    from lightning_morpho.layers.seeds import SeedBeds
 
 log = logging.getLogger(__name__)
 
@@ -182,3 +185,14 @@ class FaultWatch:
         self.looked = state["looked"]
         self._raised = set(state["raised"])
         self._found = {index: torch.tensor(broken) for index, broken in state["found"]}
+
+
+def count_faults_(seeds: SeedBeds) -> None:
+    """Count the errors since the last tick against their seeds; at a tick, on all ranks."""
+    for index, chunks in seeds.faults.take(seeds.live_beds()).items():
+        own = [c for c in chunks if seeds.state.bed[c] == index]
+        kept = [c for c in chunks if seeds.bed_at(index).kept[c]]
+        if kept:
+            log.warning("Layer `%s`: kept seeds of chunks %s gave what is not finite; contained.", seeds.name, kept)
+        seeds.starvation.forget(index)  # it erred: that it gave no gradient is no wonder
+        seeds.record_errors(own, reason="gave what is not finite, or raised")

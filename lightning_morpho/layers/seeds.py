@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -14,24 +13,23 @@ from torch import Tensor, nn
 
 from lightning_morpho.blueprints import Blueprint, Span
 from lightning_morpho.config import MorphoConfig
-from lightning_morpho.layers.beds import Bed, GrownParameters, derived_generator
+from lightning_morpho.layers.beds import Bed, GrownParameters
 from lightning_morpho.layers.captured import drop_captured_graphs
-from lightning_morpho.layers.faults import FaultWatch
+from lightning_morpho.layers.faults import FaultWatch, count_faults_
+from lightning_morpho.layers.germination import germinate_
 from lightning_morpho.layers.graft import GraftPlan
 from lightning_morpho.layers.incubation import Nursery, Scale
 from lightning_morpho.layers.links import LinkTable
-from lightning_morpho.layers.planning import incubating_rows, lend_beds_, plan_, settle_beds_
+from lightning_morpho.layers.planning import lend_beds_, plan_, settle_beds_
 from lightning_morpho.layers.signals import SignalTracker
-from lightning_morpho.layers.span import SpanPlan, close_links_, open_links_
+from lightning_morpho.layers.span import SpanPlan, close_links_
 from lightning_morpho.layers.stages import StageMachine
-from lightning_morpho.layers.starvation import Look, StarvationWatch, revivable, revive_
+from lightning_morpho.layers.starvation import StarvationWatch, could_starve
 from lightning_morpho.layers.taps import Hidden, Tap
 from lightning_morpho.layers.topology import check_topology, load_topology_, topology_of
 from lightning_morpho.layers.transitions import Tenancy, Transition
-from lightning_morpho.lifecycle import Lifecycle, LifecycleError, Stage
+from lightning_morpho.lifecycle import Lifecycle, Stage
 from lightning_morpho.state import LogicalSeed, StateTensor
-
-log = logging.getLogger(__name__)
 
 
 class SeedBeds(nn.Module):
@@ -97,7 +95,6 @@ class SeedBeds(nn.Module):
         self.refused: str | None = None
         self.host_alive = np.ones(blueprint.route.producers[0].out_features if isinstance(blueprint, Span) else 0, bool)
         self._muted: frozenset[int] = frozenset()
-        self._watched: dict[int, np.ndarray] | None = None
         self._built: tuple[object, ...] = (False,)
         self._together = 0
         self._outdated = False
@@ -172,7 +169,7 @@ class SeedBeds(nn.Module):
             self.plan.look(x.detach(), y.detach(), self._look_at_output)
 
     def _look_at_output(self, index: int, y: Tensor, delta: Tensor) -> None:
-        if index in self._could_starve() and not self.bed_at(index).newborn:
+        if index in could_starve(self) and not self.bed_at(index).newborn:
             self.starvation.note_output(index, y, delta)
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
@@ -229,8 +226,7 @@ class SeedBeds(nn.Module):
             self._outdated = self._together > 0
         if self._outdated:
             return
-        if self._watched is not None:
-            self._watched = None
+        self.starvation.watched = None
         acting = settle_beds_(self)
         if self.bucketed:
             acting |= {index: self.row_alpha(index) for index in lend_beds_(self, acting)}
@@ -246,18 +242,6 @@ class SeedBeds(nn.Module):
             tap.open = not self.off and self.plan is not None
             tap.producer._changed()  # type: ignore[operator]
         self._changed()
-
-    def _could_starve(self) -> dict[int, np.ndarray]:
-        """Which chunks of each bed have live seeds that act or incubate, and stay; bool ``(N,)``."""
-        if self._watched is None:
-            state, self._watched = self.state, {}
-            live = np.isin(state.stage, list(self.lifecycle_table.live)) & ~state.fading
-            for index in np.unique(state.bed[live]).tolist() if self.config.starvation.enabled else ():
-                rows = live & (state.bed == index) & ((state.alpha > 0) | incubating_rows(self, index))
-                if rows.any():
-                    self._watched[index] = rows
-            self.starvation.keep_only(self._watched)
-        return self._watched
 
     def mute(self, chunks: Iterable[int]) -> None:
         """Take the current seeds of these chunks out of the output without touching their state.
@@ -290,43 +274,6 @@ class SeedBeds(nn.Module):
             self.confirmed, self.refused = refused is None, refused
 
     # ------------------------------------------------------------------ requests
-    def check_germination(self, chunks: Iterable[int] | None = None) -> list[int]:
-        """Which chunks a germination would take.
-
-        Args:
-            chunks: Chunks, None for every dormant one.
-
-        Raises:
-            ValueError: For a chunk out of range or named twice.
-            LifecycleError: If a seed is not dormant or no bed is free.
-        """
-        wanted = self.stages.check_dormant(chunks)
-        self._check_pair()
-        if not len(self.beds) and self.outlet is not None:
-            raise LifecycleError(
-                f"Layer `{self.name}` has no beds of its own: "
-                f"it becomes wider when `{self.outlet.consumer.name}` grows."
-            )
-        if self.free_bed() is None:
-            raise LifecycleError(
-                f"Layer `{self.name}`: all {len(self.beds)} beds are taken. Raise `layers.beds` "
-                "(and `budget.parameters`), or cull a seed first."
-            )
-        objection = None if self.objection is None else self.objection()
-        if objection is not None:
-            raise LifecycleError(f"Layer `{self.name}` can't grow now: {objection}.")
-        return wanted
-
-    def _check_pair(self) -> None:
-        if self.refused is not None:
-            raise LifecycleError(f"Layer `{self.name}` can't grow `{self.kind}`: {self.refused}.")
-        if not self.confirmed:
-            raise LifecycleError(
-                f"Layer `{self.name}` can't grow `{self.kind}` yet: its pair was proposed from the code and must be "
-                "confirmed. MorphoCallback does that on the first training batch; in a loop of your own call "
-                "`confirm_pairs_(model, example)` or train one step under `PairProbe`."
-            )
-
     def germinate(self, chunks: Iterable[int] | None = None, *, reason: str = "requested") -> list[int]:
         """Grow the blueprint in these chunks, in the next free bed. The output does not change.
 
@@ -339,21 +286,10 @@ class SeedBeds(nn.Module):
 
         Raises:
             ValueError: For a chunk out of range or named twice.
-            LifecycleError: If a seed is not dormant or no bed is free.
+            LifecycleError: If a seed is not dormant, the layer's pair is not confirmed, no bed is free, or a budget of
+                the run is spent.
         """
-        wanted = self.check_germination(chunks)
-        index = self.free_bed()
-        assert index is not None
-        generations = self.state.generation[wanted].tolist()
-        generator = derived_generator(self.config.seed, self.name, tuple(wanted), self.events)
-        warmup = self.config.warmup.length(self.steps)
-        self.bed_at(index).open(self.blueprint, wanted, generations, self.events, warmup, generator)
-        open_links_(self, index, warmup, generator)
-        self.starvation.forget(index)
-        self.events += 1
-        self.stages.germinate(wanted, index, reason)
-        self.refresh()
-        return wanted
+        return germinate_(self, chunks, reason)
 
     def cull(self, chunks: Iterable[int], *, reason: str, figures: Mapping[str, float] | None = None) -> None:
         """Let live seeds fade out: alpha falls by ``alpha_step`` a tick, at 0 they are culled.
@@ -417,7 +353,7 @@ class SeedBeds(nn.Module):
         """
         if self.stages.asleep:
             return
-        self._settle_faults()
+        count_faults_(self)
         beds, signals = self.state.bed, self.signals.read(losses, weight)
         moves = self.stages.advance(
             lambda chunk: self.bed_at(int(beds[chunk])).newborn, lambda chunk: signals(int(beds[chunk]))
@@ -432,16 +368,6 @@ class SeedBeds(nn.Module):
         if self.free_bed() is not None:
             self.stages.renew()
 
-    def _settle_faults(self) -> None:
-        """Count the errors since the last tick against their seeds."""
-        for index, chunks in self.faults.take(self.live_beds()).items():
-            own = [c for c in chunks if self.state.bed[c] == index]
-            kept = [c for c in chunks if self.bed_at(index).kept[c]]
-            if kept:
-                log.warning("Layer `%s`: kept seeds of chunks %s gave what is not finite; contained.", self.name, kept)
-            self.starvation.forget(index)  # it erred: that it gave no gradient is no wonder
-            self.record_errors(own, reason="gave what is not finite, or raised")
-
     def note_gradients(self, weight: Tensor | None) -> None:
         """Look at the gradients for gates and for seeds that starve; called before each optimizer step.
 
@@ -450,33 +376,10 @@ class SeedBeds(nn.Module):
         """
         if self.stages.climbing:
             self.signals.note_gradients(self.live_beds())
-        for index in self._could_starve():
+        for index in could_starve(self):
             bed = self.bed_at(index)
             if self.starvation.due(bed):
                 self.starvation.note_gradient(index, bed, weight)
-
-    def looks(self) -> list[Look]:
-        """What was seen of the seeds that could starve, where it is enough; at a tick, on all ranks."""
-        watched = self._could_starve()
-        return self.starvation.read(watched, next(self.parameters()).device) if watched else []
-
-    def relieve(self, index: int, chunks: Sequence[int], *, empty: bool, figures: Mapping[str, float]) -> bool:
-        """Give starved seeds a new start, or let them fade out.
-
-        Args:
-            index: Their bed.
-            chunks: Their chunks.
-            empty: Whether they give nothing, so that new parameters, which give nothing either, change no output.
-            figures: The numbers that decided it.
-
-        Returns:
-            Whether they start anew.
-        """
-        if empty and revivable(self, index, chunks):
-            revive_(self, index)
-            return True
-        self.cull(chunks, reason="starved", figures=figures)
-        return False
 
     def _release(self, left: Iterable[Tenancy]) -> None:
         for tenancy in left:

@@ -15,6 +15,7 @@ from torch.distributed.tensor import DTensor
 from lightning_morpho.blueprints import Blueprint
 from lightning_morpho.config import StarvationConfig
 from lightning_morpho.layers.beds import Bed, derived_generator
+from lightning_morpho.layers.planning import incubating_rows
 from lightning_morpho.layers.span import redraw_links_
 
 if TYPE_CHECKING:
@@ -51,11 +52,15 @@ class StarvationWatch:
     Args:
         blueprint: Kind of network and geometry of the layer.
         config: How often, and how many looks it takes.
+
+    Attributes:
+        watched: What :func:`could_starve` found; None if the seeds have changed since.
     """
 
     def __init__(self, blueprint: Blueprint, config: StarvationConfig) -> None:
         self.blueprint = blueprint
         self.config = config
+        self.watched: dict[int, np.ndarray] | None = None
         self._chunks = blueprint.site.chunks
         self._apart = blueprint.source == "chunk"  # a bed's parameters have one row a chunk
         self._seen: dict[int, Tensor] = {}
@@ -176,6 +181,46 @@ class StarvationWatch:
 
 def _whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def could_starve(seeds: SeedBeds) -> dict[int, np.ndarray]:
+    """Which chunks of each bed have live seeds that act or incubate, and stay; bool ``(N,)``."""
+    watch, state = seeds.starvation, seeds.state
+    if watch.watched is None:
+        watch.watched = {}
+        live = np.isin(state.stage, list(seeds.lifecycle_table.live)) & ~state.fading
+        for index in np.unique(state.bed[live]).tolist() if watch.config.enabled else ():
+            rows = live & (state.bed == index) & ((state.alpha > 0) | incubating_rows(seeds, index))
+            if rows.any():
+                watch.watched[index] = rows
+        watch.keep_only(watch.watched)
+    return watch.watched
+
+
+def looks_of(seeds: SeedBeds) -> list[Look]:
+    """What was seen of the seeds that could starve, where it is enough; at a tick, on all ranks."""
+    watched = could_starve(seeds)
+    return seeds.starvation.read(watched, next(seeds.parameters()).device) if watched else []
+
+
+def relieve_(seeds: SeedBeds, index: int, chunks: Sequence[int], *, empty: bool, figures: Mapping[str, float]) -> bool:
+    """Give starved seeds a new start, or let them fade out.
+
+    Args:
+        seeds: The seeds of their layer.
+        index: Their bed.
+        chunks: Their chunks.
+        empty: Whether they give nothing, so that new parameters, which give nothing either, change no output.
+        figures: The numbers that decided it.
+
+    Returns:
+        Whether they start anew.
+    """
+    if empty and revivable(seeds, index, chunks):
+        revive_(seeds, index)
+        return True
+    seeds.cull(chunks, reason="starved", figures=figures)
+    return False
 
 
 def revivable(seeds: SeedBeds, index: int, chunks: Sequence[int]) -> bool:
