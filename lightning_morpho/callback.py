@@ -316,8 +316,8 @@ class MorphoCallback(Callback):
             self._warned = True
             rank_zero_warn(
                 "MorphoCallback: `validation_step` returns no loss and logs nothing as "
-                f"`{self.credit.monitor}` (`credit.monitor`), so seeds are kept without judgement. "
-                "Return the loss, or pass `loss_fn=`."
+                f"`{self.credit.monitor}`, so seeds are kept without judgement. Return the loss, pass `loss_fn=`, or "
+                'say under which name it is logged: `credit=CreditConfig(monitor="...")`.'
             )
         if not trainer.sanity_checking:
             self._run.tell_metrics()

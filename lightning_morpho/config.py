@@ -376,8 +376,10 @@ def check_section(name: str, value: object, expected: Any) -> None:
         raise TypeError(
             f"`{name}` must be {wanted}, got the bare string {value!r}: Hydra found no config group for it. "
             f"Choose it in the defaults list or on the command line as `morpho/{name}={value}` "
-            "and check that this file exists."
+            "and check that this file exists. In Python pass the object itself, not its name."
         )
+    if isinstance(value, type):
+        raise TypeError(f"`{name}` must be {wanted}, got the class itself: write `{value.__name__}()`.")
     raise TypeError(
         f"`{name}` must be {wanted}, got {type(value).__name__}. "
         f"In YAML give it `_target_: lightning_morpho.{expected.__name__}`."

@@ -27,6 +27,7 @@ from hosts import (
     quick,
 )
 from lightning_morpho import (
+    AutoSize,
     BudgetConfig,
     HybridKasminaLayer,
     LayersConfig,
@@ -496,6 +497,7 @@ def test_the_table_of_seeds_is_printed_at_the_end(tmp_path: Path, capsys: pytest
     [
         ({"layers": "default"}, TypeError, "bare string 'default'"),
         ({"tamiyo": "periodic"}, TypeError, "bare string 'periodic'"),
+        ({"tamiyo": AutoSize}, TypeError, r"the class itself: write `AutoSize\(\)`"),
         ({"rollout": {"enabled": True}}, TypeError, "instance of RolloutConfig, got dict"),
         ({"every_n_steps": 0}, ValueError, "at least 1 optimizer step"),
         ({"model_id": ""}, ValueError, "`model_id`"),

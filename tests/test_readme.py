@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+import lightning_morpho
+
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
@@ -52,6 +54,13 @@ def test_code_of_a_page_runs_block_after_block(
     for block in re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL):
         exec(compile(block, page.name, "exec"), space)
     assert "False" not in capsys.readouterr().out
+
+
+def test_every_public_name_has_its_place_in_the_reference() -> None:
+    """A name that can be imported and stands nowhere would have to be guessed."""
+    pages = "\n".join(page.read_text(encoding="utf-8") for page in (ROOT / "docs" / "api").glob("*.md"))
+    shown = set(re.findall(r"^::: lightning_morpho\.(\w+)$", pages, re.MULTILINE))
+    assert set(lightning_morpho.__all__) - shown == set()
 
 
 @pytest.mark.slow

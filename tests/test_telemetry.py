@@ -310,7 +310,7 @@ def test_table_leaves_the_rest_out_and_says_how_many():
 
 def test_table_of_no_seeds_says_so():
     assert rows([]) == []
-    assert "No seed germinated." in printed([])[-1]
+    assert "No seed germinated in this fit." in printed([])[-1]
 
 
 def test_reason_is_printed_as_it_is():

@@ -51,7 +51,7 @@ def check_topology(seeds: SeedBeds, saved: Mapping[str, Any]) -> None:
     """Refuse the topology of a layer that was configured otherwise.
 
     Raises:
-        ValueError: With both values.
+        ValueError: With both values of what differs.
     """
     own = {
         "num_seeds": seeds.blueprint.site.chunks.num_chunks,
@@ -61,10 +61,12 @@ def check_topology(seeds: SeedBeds, saved: Mapping[str, Any]) -> None:
         "producers": [tap.producer.name for tap in seeds.inlets],
     }
     found = {key: len(saved[key]) if key == "beds" else saved[key] for key in own}
-    if found != own:
+    wrong = [key for key in own if found[key] != own[key]]
+    if wrong:
+        theirs, ours = ({key: values[key] for key in wrong} for values in (found, own))
         raise ValueError(
-            f"Layer `{seeds.name}`: the checkpoint was made with {found}, but this run is configured "
-            f"with {own}. Use the checkpoint's values in `layers`, `blueprint`, `grafting` and `budget`."
+            f"Layer `{seeds.name}`: the checkpoint was made with {theirs}, but this run is configured with {ours}. "
+            "Use the checkpoint's values in `layers`, `blueprint`, `grafting` and `budget`."
         )
     hidden = len(saved.get("host_alive", seeds.host_alive))
     if hidden != len(seeds.host_alive):

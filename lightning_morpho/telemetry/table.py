@@ -37,7 +37,7 @@ def seed_table(records: Sequence[SeedRecord], most: int = 40) -> Table:
     if len(records) > most:
         table.caption = f"{len(records) - most} more seeds are in the event log."
     elif not records:
-        table.caption = "No seed germinated."
+        table.caption = "No seed germinated in this fit."
     return table
 
 
