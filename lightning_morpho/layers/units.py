@@ -172,7 +172,7 @@ def dead_parameters(layers: Iterable[ChunkedKasminaLayer]) -> int:
 
 
 def hidden_layers(layers: Iterable[ChunkedKasminaLayer]) -> list[HiddenLayer]:
-    """The confirmed pairs of a model, last to first: a layer comes after all that its units feed by links.
+    """The confirmed pairs of a model that can grow, last to first: a layer after all that its units feed by links.
 
     Args:
         layers: Its hybrid layers, in order.
@@ -192,7 +192,7 @@ def hidden_layers(layers: Iterable[ChunkedKasminaLayer]) -> list[HiddenLayer]:
     return [
         HiddenLayer(layer, [owners[id(tap.producer)] for tap in layer.morpho.inlets])
         for layer in order
-        if isinstance(layer.morpho.blueprint, Span) and layer.morpho.confirmed
+        if isinstance(layer.morpho.blueprint, Span) and layer.morpho.confirmed and layer.morpho.inlets
     ]
 
 

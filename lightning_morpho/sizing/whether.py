@@ -22,6 +22,8 @@ MOST_ROWS = 4096
 MOST_FEATURES = 512
 FOLDS = 8
 RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
+NOISE = 1e-6
+"""Added to the diagonal of correlations, for any ridge: what products of float32 rows are exact to."""
 
 
 def assess(
@@ -69,6 +71,8 @@ def assess(
                         probe.take(sources, gradient)
             for probe in probes:
                 probe.calls.clear()
+    for probe in probes:
+        probe.add_up()
     return [probe.result(reduce) for probe in probes if probe.folds]
 
 
@@ -95,6 +99,7 @@ class _Probe:
         self.directions = list(_directions(self.own, MOST_FEATURES // _width(layer) - 1, generator))
         self.inputs: dict[int, Tensor] = {}
         self.calls: list[tuple[list[Tensor], Tensor]] = []
+        self.rows: list[tuple[Tensor, Tensor]] = []
         self.folds: list[_Products] = []
         self.known = 0
 
@@ -122,7 +127,7 @@ class _Probe:
             self.calls.append(([self.inputs[k] for k in range(len(self.inputs))], y))
 
     def take(self, sources: list[Tensor], gradient: Tensor) -> None:
-        """Add one batch to the normal equations of each fold."""
+        """Add one batch to the rows of each fold."""
         site = self.layer.blueprint.site
         own, tangents = self._own_units(sources)
         new = self.blueprint.hidden_units(self.new, self.norms, sources)
@@ -132,8 +137,17 @@ class _Probe:
         features = torch.cat([torch.ones_like(target[:, :1]), *known, fresh], 1)
         self.known = features.shape[1] - fresh.shape[1]
         thin = slice(None, None, math.ceil(len(features) / MOST_ROWS))
-        parts = zip(*(rows[thin].float().tensor_split(FOLDS) for rows in (features, target)), strict=True)
-        found = [_Products.of(*part) for part in parts]
+        self.rows.append((features[thin].float(), target[thin].float()))
+        if sum(len(rows) for rows, _ in self.rows) >= MOST_ROWS:
+            self.add_up()
+
+    def add_up(self) -> None:
+        """Take the rows since the last time into the normal equations: all at once, where batches are small."""
+        if not self.rows:
+            return
+        split = [[rows.tensor_split(FOLDS) for rows in batch] for batch in self.rows]
+        self.rows.clear()
+        found = [_Products.of(*(torch.cat([batch[i][k] for batch in split]) for i in (0, 1))) for k in range(FOLDS)]
         self.folds = [a + b for a, b in zip(self.folds, found, strict=True)] if self.folds else found
 
     def _own_units(self, sources: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
@@ -152,7 +166,7 @@ class _Probe:
     def result(self, reduce: Callable[[Tensor], Tensor]) -> Assessment:
         """What own and new units explain of the residual."""
         folds = [_Products(reduce(fold.gram), reduce(fold.cross), reduce(fold.energy)) for fold in self.folds]
-        left, before, after = (_errors(folds, count) for count in (1, self.known, len(folds[0].gram)))
+        left, before, after = _errors(folds, (1, self.known, len(folds[0].gram)))
         before = min(left, before, key=lambda errors: float(errors.sum()))  # few rows: learning may promise nothing
         total = float(left.sum())
         if not total > 0:
@@ -187,28 +201,44 @@ class _Products:
         return _Products(self.gram - other.gram, self.cross - other.cross, self.energy - other.energy)
 
 
-def _errors(folds: Sequence[_Products], features: int) -> Tensor:
-    """Cross-validated squared error, by fold, of the regression on the first ``features``, at the best ridge.
+def _errors(folds: Sequence[_Products], sizes: Sequence[int]) -> list[Tensor]:
+    """Cross-validated squared errors of regressions on the first so many features, each at its best ridge.
 
     Args:
         folds: What to fit and to judge by.
-        features: How many to use, the constant included.
+        sizes: How many features each regression uses, the constant included; the last uses all.
+
+    Returns:
+        For each regression the error of each fold, ``(folds,)``.
     """
     whole = functools.reduce(_Products.__add__, folds)
-    spread = whole.gram.diagonal()[:features] - whole.gram[0, :features].square() / whole.gram[0, 0]
+    spread = whole.gram.diagonal() - whole.gram[0].square() / whole.gram[0, 0]
     spread[0] = 0  # the constant is free
-    errors = torch.zeros(len(RIDGES), len(folds), dtype=torch.float64)
+    errors = torch.zeros(len(sizes), len(RIDGES), len(folds), dtype=torch.float64)
     for k, held_out in enumerate(folds):
         fit = whole - held_out
-        size = fit.gram.diagonal()[:features]
+        size = fit.gram.diagonal()
         scale = torch.where(size > 0, size.rsqrt(), 0.0)  # what never occurs in the rows to fit counts for nothing
-        gram, there = (part.gram[:features, :features] * torch.outer(scale, scale) for part in (fit, held_out))
-        right, cross = (part.cross[:features] * scale[:, None] for part in (fit, held_out))
+        gram, there = (part.gram * torch.outer(scale, scale) for part in (fit, held_out))
+        right, cross = (part.cross * scale[:, None] for part in (fit, held_out))
         for i, ridge in enumerate(RIDGES):
-            penalised = gram + torch.diag(ridge * spread * scale.square() + 1e-9)
-            solution = torch.linalg.solve(penalised, right)
-            errors[i, k] = held_out.energy - 2 * (solution * cross).sum() + (solution * (there @ solution)).sum()
-    return errors[errors.sum(1).argmin()]
+            penalised = gram.diagonal_scatter(gram.diagonal() + ridge * spread * scale.square() + NOISE)
+            for j, solution in enumerate(_solutions(penalised, right, sizes)):
+                n = len(solution)
+                fitted = (solution * (there[:n, :n] @ solution)).sum() - 2 * (solution * cross[:n]).sum()
+                errors[j, i, k] = held_out.energy + fitted
+    best = errors.sum(2).argmin(1)
+    return [errors[j, int(ridge)] for j, ridge in enumerate(best)]
+
+
+def _solutions(matrix: Tensor, right: Tensor, sizes: Sequence[int]) -> Iterator[Tensor]:
+    """Solutions of the systems of the first so many equations: one Cholesky factor holds those of all of them."""
+    lower, failed = torch.linalg.cholesky_ex(matrix)
+    for n in sizes:
+        if failed:  # products of float32 rows that nearly repeat each other
+            yield torch.linalg.solve(matrix[:n, :n], right[:n])
+        else:
+            yield torch.cholesky_solve(right[:n], lower[:n, :n])
 
 
 def _incoming(layer: HiddenLayer) -> dict[str, Tensor]:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from hosts import Host, assert_equal, linear_net, loaders, make_trainer
 from lightning_morpho import (
     AutoSize,
+    BlueprintConfig,
     BudgetConfig,
     LifecycleConfig,
     MorphoCallback,
@@ -237,3 +238,13 @@ def test_growth_waits_for_the_first_validation(tmp_path):
 def test_wrong_settings_are_refused_with_the_value(options, message):
     with pytest.raises(ValueError, match=message):
         AutoSize(**options)
+
+
+def test_a_layer_that_the_budget_leaves_without_a_bed_is_not_sized(tmp_path):
+    net = nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 3))
+    morpho = MorphoCallback(
+        tamiyo=AutoSize(at=0.0), blueprint=BlueprintConfig(hidden=6), budget=BudgetConfig(parameters=100)
+    )
+    make_trainer(tmp_path, morpho, max_epochs=3).fit(Host(net), **loaders())
+    asked = {entry["layer"] for entry in events_of(tmp_path) if entry["event"] == "assessed"}
+    assert asked == {"net.4"}, "what cannot grow is not asked about"
