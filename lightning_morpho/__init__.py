@@ -22,6 +22,7 @@ from lightning_morpho.config import (
     WarmupConfig,
 )
 from lightning_morpho.confirmation import confirm_pairs_
+from lightning_morpho.eligibility import EligibilityReport
 from lightning_morpho.engine import GrowthEngine
 from lightning_morpho.export import ExportReport, export, merge_, save_export
 from lightning_morpho.governor import Governor
@@ -31,7 +32,7 @@ from lightning_morpho.optim import OptimizerLink
 from lightning_morpho.pairs import PairProbe, PairReport, find_pairs, register_channelwise
 from lightning_morpho.rollout import LiveRollout, compare_implementations, register_flag
 from lightning_morpho.state import LogicalSeed, StateTensor
-from lightning_morpho.surgery import EligibilityReport, hybrid_layers, morph_, unmorph_
+from lightning_morpho.surgery import hybrid_layers, morph_, unmorph_
 from lightning_morpho.tamiyo import (
     AllAtStart,
     AutoSize,

@@ -24,6 +24,7 @@ from lightning_morpho.config import (
     TelemetryConfig,
     WarmupConfig,
 )
+from lightning_morpho.eligibility import EligibilityReport
 from lightning_morpho.engine import GrowthEngine
 from lightning_morpho.freezing import FrozenHost, hide_free_beds_, show_beds_
 from lightning_morpho.integrations import (
@@ -43,7 +44,7 @@ from lightning_morpho.integrations import (
 from lightning_morpho.layers import HybridKasminaLayer, clear_taps
 from lightning_morpho.optim import adopt_plain_state
 from lightning_morpho.run_config import RunConfig
-from lightning_morpho.surgery import EligibilityReport, hybrid_layers, morph_
+from lightning_morpho.surgery import hybrid_layers, morph_
 from lightning_morpho.tamiyo import Tamiyo
 
 

@@ -9,9 +9,10 @@ from typing import Any
 from torch import nn
 
 from lightning_morpho.blueprints import Span
+from lightning_morpho.eligibility import EligibilityReport, ModuleReport
 from lightning_morpho.kernels import Backend
 from lightning_morpho.pairs import Pair, find_pairs
-from lightning_morpho.surgery import EligibilityReport, ModuleReport, hybrid_layers
+from lightning_morpho.surgery import hybrid_layers
 
 
 def decide_pairs_(model: nn.Module, verdicts: Mapping[str, Pair | str]) -> dict[str, str]:

@@ -1,18 +1,18 @@
-"""Swapping a model's layers for hybrid ones and back, and saying of every module why it was taken or left."""
+"""Swapping a model's layers for hybrid ones and back."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
 
 from lightning_morpho.allocation import allocate, fill_budget
-from lightning_morpho.blueprints import Blueprint, is_eligible_type
+from lightning_morpho.blueprints import Blueprint
 from lightning_morpho.config import AUTO, BUDGET, MorphoConfig
+from lightning_morpho.eligibility import EligibilityReport, check_patterns, module_report, reasons_against, shorten
 from lightning_morpho.layers import (
     HybridKasminaLayer,
     allocate_links_,
@@ -26,170 +26,15 @@ from lightning_morpho.layers import (
 from lightning_morpho.lifecycle import LifecycleError
 from lightning_morpho.pairs import Pair, find_pairs
 from lightning_morpho.rollout import LiveRollout
-from lightning_morpho.wording import memory, plural
 
 log = logging.getLogger(__name__)
 
 _GUARD = "_morpho_guard"
-WRONG_TYPE = "no seeds grow in this type (exactly nn.Linear, nn.Conv1d/2d/3d)"
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModuleReport:
-    """What was decided about one module.
-
-    Attributes:
-        name: Name in the model.
-        type: Name of its class.
-        taken: Whether seeds grow there.
-        reason: Why, or why not.
-        cohort: Of a layer that was taken, whether the rollout has it on now, and why.
-        seeds: Its seeds, one a chunk; 0 if it was left.
-        beds: Germination events that it can hold; 0 if it was left.
-        added_parameters: Parameters of its beds, allocated and dormant.
-        added_bytes: Memory of these.
-        backend: What computes its seeds, once some live and have run; empty where seeds are not dispatched.
-    """
-
-    name: str
-    type: str
-    taken: bool
-    reason: str
-    cohort: str = ""
-    seeds: int = 0
-    beds: int = 0
-    added_parameters: int = 0
-    added_bytes: int = 0
-    backend: str = ""
-
-
-@dataclass(frozen=True)
-class EligibilityReport:
-    """Every module of a model, and why seeds grow in it or not.
-
-    Attributes:
-        modules: One entry a module, in the model's order.
-        budget: Limit on added parameters.
-    """
-
-    modules: tuple[ModuleReport, ...]
-    budget: int
-
-    @property
-    def taken(self) -> tuple[ModuleReport, ...]:
-        """The modules in which seeds grow."""
-        return tuple(m for m in self.modules if m.taken)
-
-    @property
-    def seeds(self) -> int:
-        """Seeds in the whole model."""
-        return sum(m.seeds for m in self.modules)
-
-    @property
-    def allocated(self) -> int:
-        """Parameters of all beds: what growth may add at most."""
-        return sum(m.added_parameters for m in self.modules)
-
-    def __str__(self) -> str:
-        """A table, one line a module."""
-        return "\n".join([self._headline(), *_table(self.modules)])
-
-    def summary(self) -> str:
-        """The same for the layers in which seeds could grow; other modules are only counted."""
-        layers = [m for m in self.modules if m.reason != WRONG_TYPE]
-        return "\n".join([self._headline(), *_table(layers)])
-
-    def _headline(self) -> str:
-        held = memory(sum(m.added_bytes for m in self.modules))
-        return (
-            f"{len(self.taken)} of {len(self.modules)} modules grow: {plural(self.seeds, 'seed')}; their beds hold "
-            f"{self.allocated:,} parameters (budget {self.budget:,}), {held}."
-        )
-
-
-def _table(modules: Sequence[ModuleReport]) -> list[str]:
-    width = max((len(m.name) for m in modules), default=0)
-    kind = max((len(m.type) for m in modules), default=0)
-    notes = {m.name: f"; {m.cohort}" for m in modules if m.cohort.startswith("off")}
-    notes |= {m.name: notes.get(m.name, "") + f"; {m.backend}" for m in modules if m.backend}
-    return [
-        f"  {'+' if m.taken else '-'} {m.name:<{width}}  {m.type:<{kind}}  {m.reason}{notes.get(m.name, '')}"
-        for m in modules
-    ]
 
 
 def hybrid_layers(model: nn.Module) -> dict[str, HybridKasminaLayer]:
     """The hybrid layers of a model, by name."""
     return {n: m for n, m in model.named_modules() if isinstance(m, HybridKasminaLayer)}
-
-
-def _shielded(model: nn.Module) -> dict[str, str]:
-    """Layers whose weights another module reads without calling them, with the reason."""
-    reasons: dict[str, str] = {}
-    for name, module in model.named_modules():
-        if isinstance(module, nn.MultiheadAttention):
-            inner = [child for child, _ in module.named_modules() if child]
-        elif isinstance(module, nn.TransformerEncoderLayer):
-            inner = ["linear1", "linear2"]
-        else:
-            continue
-        why = f"{type(module).__name__} reads its weight without calling it"
-        reasons |= {f"{name}.{child}" if name else child: why for child in inner}
-    return reasons
-
-
-def _unfit(name: str, module: nn.Module, config: MorphoConfig, shielded: dict[str, str]) -> str | None:
-    """Why seeds can't or shall not grow in a module, whoever is in the cohort; None if they may."""
-    if not is_eligible_type(type(module)):
-        return WRONG_TYPE
-    if name in shielded:
-        return shielded[name]
-    if not any(fnmatchcase(name, p) for p in config.layers.include):
-        return f"not in `layers.include` {list(config.layers.include)}"
-    for pattern in config.layers.exclude:
-        if fnmatchcase(name, pattern):
-            return f"`layers.exclude` has `{pattern}`"
-    return None
-
-
-def _reasons(model: nn.Module, config: MorphoConfig, rollout: LiveRollout) -> dict[str, str]:
-    """The modules left out, with the reason.
-
-    Raises:
-        ValueError: If that leaves no layer over, the rollout apart.
-    """
-    shielded = _shielded(model)
-    reasons = {n: _unfit(n, m, config, shielded) for n, m in model.named_modules()}
-    if None not in reasons.values():
-        why = [f"`{name}`: {reason}" for name, reason in reasons.items() if reason != WRONG_TYPE]
-        raise ValueError(
-            f"No eligible layer: {len(reasons)} modules seen, 0 selected by `layers.include` "
-            f"{list(config.layers.include)} and `layers.exclude` {list(config.layers.exclude)}. {_shorten(why)}"
-        )
-    decisions = {name: rollout.may_grow(name) for name, reason in reasons.items() if reason is None}
-    left = {name: why for name, (may_grow, why) in decisions.items() if not may_grow}
-    return left | {name: reason for name, reason in reasons.items() if reason is not None}
-
-
-def _check_patterns(model: nn.Module, config: MorphoConfig) -> None:
-    """Refuse patterns that match no layer, before anything else is looked at."""
-    candidates = [n for n, m in model.named_modules() if is_eligible_type(type(m))]
-    for title, patterns in (("include", config.layers.include), ("exclude", config.layers.exclude)):
-        for pattern in patterns:
-            if pattern != "*" and not any(fnmatchcase(n, pattern) for n in candidates):
-                raise ValueError(
-                    f"`layers.{title}` has the pattern {pattern!r}, which matches none of the model's "
-                    f"{len(candidates)} eligible layers: {_shorten(candidates)}."
-                )
-    if not candidates:
-        raise ValueError(
-            "No eligible layer: the model has no module of exactly the type nn.Linear, nn.Conv1d, nn.Conv2d "
-            f"or nn.Conv3d ({len(list(model.modules()))} modules seen)."
-        )
-
-
-def _shorten(names: list[str], most: int = 12) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def morph_(
@@ -227,9 +72,9 @@ def morph_(
     rollout = rollout or LiveRollout(config.rollout, config.model_id)
     if hybrid_layers(model):
         raise LifecycleError("The model holds hybrid layers already; `unmorph_` it first.")
-    _check_patterns(model, config)
+    check_patterns(model, config)
     modules = dict(model.named_modules())
-    left = _reasons(model, config, rollout)
+    left = reasons_against(model, config, rollout)
     chosen = [name for name in modules if name not in left]
     pairs, alone = _choose_pairs(model, chosen, config, example)
     filling = config.blueprint.hidden == BUDGET and bool(pairs)
@@ -254,7 +99,8 @@ def morph_(
             attach_(HybridKasminaLayer, modules[name], plans[name], counts[name], own, name or "model")
     connect_pairs_(modules, funded)
     reports = [
-        _report(name, module, left.get(name), plans, counts, funded, alone, rollout) for name, module in modules.items()
+        module_report(name, module, left.get(name), plans, counts, funded, alone, rollout)
+        for name, module in modules.items()
     ]
     rollout.apply(hybrid_layers(model))
     if hybrid_layers(model):
@@ -305,51 +151,6 @@ def connect_pairs_(modules: Mapping[str, nn.Module], pairs: Mapping[str, Pair]) 
         layer = modules[name]
         assert isinstance(layer, HybridKasminaLayer)
         allocate_links_(layer.morpho, layer.weight)  # type: ignore[arg-type]
-
-
-def _report(
-    name: str,
-    module: nn.Module,
-    left: str | None,
-    plans: Mapping[str, Blueprint],
-    counts: Mapping[str, int],
-    pairs: Mapping[str, Pair],
-    alone: Mapping[str, str],
-    rollout: LiveRollout,
-) -> ModuleReport:
-    """What was decided about one module."""
-    layer = module if isinstance(module, HybridKasminaLayer) else None
-    kind = (type(module).__bases__[1] if layer is not None else type(module)).__name__
-    if left is not None or layer is None:
-        reason = left or f"`budget` is spent: a bed here needs {plans[name].numel():,}"
-        return ModuleReport(name=name, type=kind, taken=False, reason=reason)
-    beds = counts[name]
-    on, why = rollout.decide(name)
-    cohort = ("on: " if on else "off for now: ") + why
-    if not beds:
-        consumer = next(c for c, pair in pairs.items() if name in pair.producers)
-        reason = f"becomes wider with `{consumer}`"
-        return ModuleReport(name=name, type=kind, taken=True, reason=reason, cohort=cohort)
-    held = sum(p.numel() for p in layer.morpho.parameters())
-    seeds = plans[name].site.chunks.num_chunks
-    reason = f"{plural(seeds, 'seed')}, {plural(beds, 'bed')} of {held // beds:,} parameters"
-    if name in pairs:
-        reason += f": {plans[name].kind}, proposed: {pairs[name]}"
-    elif plans[name].source == "chunk" and seeds > 1:
-        reason += f"; at equal cost {seeds} chunks are worth less than one (measured: 72, 43, 19 % for 1, 2, 4)"
-    elif name in alone:
-        reason += f": {plans[name].kind}, no pair: {alone[name]}"
-    return ModuleReport(
-        name=name,
-        type=kind,
-        taken=True,
-        reason=reason,
-        seeds=seeds,
-        beds=beds,
-        added_parameters=held,
-        added_bytes=sum(p.nbytes for p in layer.morpho.parameters()),
-        cohort=cohort,
-    )
 
 
 def plan_layer(
@@ -404,7 +205,7 @@ def unmorph_(model: nn.Module, *, discard_live: bool = False) -> list[str]:
     live = [name for name, layer in layers.items() if not layer.morpho.dormant]
     if live and not discard_live:
         raise LifecycleError(
-            f"These layers hold live seeds, removing them would change what they compute: {_shorten(live)}. "
+            f"These layers hold live seeds, removing them would change what they compute: {shorten(live)}. "
             "Cull them first, `export` the model with them, or throw them away with `discard_live=True`."
         )
     if _GUARD in model.__dict__:

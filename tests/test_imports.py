@@ -28,6 +28,7 @@ ORDER = [
     "flops",
     "rollout",
     "allocation",
+    "eligibility",
     "surgery",
     "freezing",
     "confirmation",

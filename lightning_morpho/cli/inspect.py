@@ -9,7 +9,8 @@ from typing import Any
 
 from lightning_morpho.chunks import ChunkManager
 from lightning_morpho.cli.compose import add_config_arguments, load_config, model_and_config
-from lightning_morpho.surgery import EligibilityReport, hybrid_layers, morph_
+from lightning_morpho.eligibility import EligibilityReport
+from lightning_morpho.surgery import hybrid_layers, morph_
 from lightning_morpho.wording import plural
 
 EPILOG = """examples:

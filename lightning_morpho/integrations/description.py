@@ -11,9 +11,9 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 
 from lightning_morpho.blueprints import is_eligible_type
+from lightning_morpho.eligibility import EligibilityReport
 from lightning_morpho.integrations.duration import total_steps
 from lightning_morpho.layers import HybridKasminaLayer
-from lightning_morpho.surgery import EligibilityReport
 from lightning_morpho.telemetry.run_log import plain
 
 PACKAGES = ("lightning-morpho", "torch", "lightning", "torchmetrics", "numpy", "triton")

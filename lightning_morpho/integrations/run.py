@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from lightning_morpho.checkpoint import LoadsGrown
 from lightning_morpho.confirmation import fallbacks, review
+from lightning_morpho.eligibility import EligibilityReport
 from lightning_morpho.engine import GrowthEngine
 from lightning_morpho.flops import counted_positions
 from lightning_morpho.freezing import FrozenHost
@@ -36,7 +37,7 @@ from lightning_morpho.integrations.validation import HeldOut, HeldOutCredit, los
 from lightning_morpho.layers import clear_taps
 from lightning_morpho.optim import OptimizerLink
 from lightning_morpho.run_config import RunConfig
-from lightning_morpho.surgery import EligibilityReport, hybrid_layers
+from lightning_morpho.surgery import hybrid_layers
 from lightning_morpho.tamiyo import Never
 from lightning_morpho.tamiyo.replay import describe_policy
 from lightning_morpho.views import live_chunks

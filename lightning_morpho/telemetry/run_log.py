@@ -8,9 +8,9 @@ it; a line that a kill cut off is skipped by :func:`read_lines`. Every line has 
     ``format`` (1), ``resumed``, ``versions`` by package, ``config`` (the callback's arguments, nested), ``trainer``
     (``max_epochs``, ``max_steps``, ``total_steps``, ``world_size``, ``device``, ``precision``, ``strategy``),
     ``model`` (``class``, ``parameters``, ``trainable``, ``modules``; beds apart), ``eligibility`` (``budget`` and
-    ``modules``: one object a module as in :class:`~lightning_morpho.surgery.ModuleReport`; null for a model that was
-    swapped before), ``layers`` by name: ``type``, ``features``, ``seeds``, ``beds``, ``bed_parameters``, ``blueprint``,
-    ``producers``.
+    ``modules``: one object a module as in :class:`~lightning_morpho.eligibility.ModuleReport`; null for a model that
+    was swapped before), ``layers`` by name: ``type``, ``features``, ``seeds``, ``beds``, ``bed_parameters``,
+    ``blueprint``, ``producers``.
 ``"metrics"``, after each validation and each epoch
     ``values``: what the Trainer holds as ``callback_metrics``, by name, as far as it is new since the last such
     line. A name that is absent kept its value. Metrics of growth (``morpho/...``) are left to the ticks.
