@@ -14,7 +14,8 @@ from rich.live import Live
 
 from lightning_morpho.telemetry.follow import Follower
 from lightning_morpho.telemetry.happenings import happenings
-from lightning_morpho.telemetry.saved_run import SavedRun, find_run
+from lightning_morpho.telemetry.run_folders import find_run
+from lightning_morpho.telemetry.saved_run import SavedRun
 from lightning_morpho.telemetry.terminal import RunView, state_of
 
 DESCRIPTION = """Follow a run in the terminal: its figures, a curve, the seeds of each layer, the last events.

@@ -7,7 +7,9 @@ import json
 from pathlib import Path
 
 from lightning_morpho.telemetry.events import EVENTS_FILE
-from lightning_morpho.telemetry.saved_run import FIGURES_FILE, Entry, SavedRun, is_whole, run_name, run_of, runs_below
+from lightning_morpho.telemetry.run_folders import run_name, runs_below
+from lightning_morpho.telemetry.run_log import METRICS_FILE
+from lightning_morpho.telemetry.saved_run import Entry, SavedRun, is_whole, run_of
 
 
 class Tail:
@@ -80,5 +82,5 @@ class Follower:
             found = runs_below(self.path)
         if found:
             self._folder = found[0]
-            self._events, self._figures = Tail(found[0] / EVENTS_FILE), Tail(found[0] / FIGURES_FILE)
+            self._events, self._figures = Tail(found[0] / EVENTS_FILE), Tail(found[0] / METRICS_FILE)
         return bool(found)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_morpho.telemetry import EVENTS_FILE, append_event
-from lightning_morpho.telemetry.saved_run import FIGURES_FILE
+from lightning_morpho.telemetry.run_log import METRICS_FILE
 
 PHASE1 = ("DORMANT", "LOADING", "ACTIVE", "FOSSILIZED")
 FULL = ("DORMANT", "GERMINATED", "TRAINING", "GRAFTING", "STABILIZATION", "EVALUATING", "FINE_TUNING", "FOSSILIZED")
@@ -97,7 +97,7 @@ def life(rng: random.Random, layer: str, chunk: int, born: int, path: tuple[str,
 def write(folder: Path, entries: Iterable[dict[str, Any]]) -> Path:
     """Lines of both files of a run, in the order of their steps."""
     for entry in sorted(entries, key=lambda entry: entry["step"]):
-        append_event(folder / (EVENTS_FILE if "event" in entry else FIGURES_FILE), entry)
+        append_event(folder / (EVENTS_FILE if "event" in entry else METRICS_FILE), entry)
     return folder
 
 

@@ -15,7 +15,9 @@ from lightning_morpho.telemetry.events import EVENT_KINDS
 from lightning_morpho.telemetry.happenings import happenings
 from lightning_morpho.telemetry.metric_files import curve_of, read_csv_metrics
 from lightning_morpho.telemetry.report.data import thinned
-from lightning_morpho.telemetry.saved_run import FIGURES_FILE, find_run, lives_of
+from lightning_morpho.telemetry.run_folders import find_run
+from lightning_morpho.telemetry.run_log import METRICS_FILE
+from lightning_morpho.telemetry.saved_run import lives_of
 from lightning_morpho.telemetry.story import tell
 from logs import PHASE1, at, fit_start, grown_run, start, tick, transition, write, write_metrics
 
@@ -182,7 +184,7 @@ def test_without_a_logger_what_the_run_wrote_itself_are_the_curves(tmp_path):
     lines = [at("metrics", step, values={"val_loss": 10 / step, "gone": None}) for step in (40, 80)]
     log = read_run(write(tmp_path, [fit_start(), *lines, tick(80, added_parameters=5.0, credit=None)]))
     assert log.metrics["val_loss"].values == (0.25, 0.125) and log.metrics["val_loss"].epochs == (1, 2)
-    assert set(log.metrics) == {"val_loss", "morpho/run/added_parameters"} and log.source == FIGURES_FILE
+    assert set(log.metrics) == {"val_loss", "morpho/run/added_parameters"} and log.source == METRICS_FILE
 
 
 def test_a_logger_that_lost_the_first_half_of_a_resumed_run_is_completed(tmp_path):

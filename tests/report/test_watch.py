@@ -16,7 +16,8 @@ from rich.console import Console
 from lightning_morpho.cli import main
 from lightning_morpho.telemetry import EVENTS_FILE, append_event
 from lightning_morpho.telemetry.follow import Follower, Tail
-from lightning_morpho.telemetry.saved_run import FIGURES_FILE, read_run
+from lightning_morpho.telemetry.run_log import METRICS_FILE
+from lightning_morpho.telemetry.saved_run import read_run
 from lightning_morpho.telemetry.terminal import RunView, stages_by_layer, state_of
 from logs import at, fit_start, grown_run, start, tick, transition, write
 
@@ -84,7 +85,7 @@ def test_a_run_is_followed_from_before_its_folder_exists(tmp_path):
     first = follower.look()
     assert first is not None and first.lives == () and follower.look() is first
     append_event(folder / EVENTS_FILE, BORN)
-    append_event(folder / FIGURES_FILE, tick(640))
+    append_event(folder / METRICS_FILE, tick(640))
     run = follower.look()
     assert [life.stage for life in run.lives] == ["LOADING"] and run.last_step == 640
 

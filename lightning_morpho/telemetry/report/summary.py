@@ -11,7 +11,8 @@ from typing import Any
 
 from lightning_morpho.config import CreditConfig, MorphoConfig, TelemetryConfig
 from lightning_morpho.lifecycle import Stage
-from lightning_morpho.telemetry.saved_run import FIGURES_FILE, SavedRun
+from lightning_morpho.telemetry.run_log import METRICS_FILE
+from lightning_morpho.telemetry.saved_run import SavedRun
 from lightning_morpho.telemetry.story import best_of, main_metric, parameters_of, tell
 from lightning_morpho.wording import duration, plural
 
@@ -107,7 +108,7 @@ def _notes(log: SavedRun) -> list[str]:
     if log.replaced:
         notes.append(f"{plural(log.replaced, 'line')} of the log are replaced by a later fit and not shown.")
     if not log.of_kind("start"):
-        notes.append(f"There is no `{FIGURES_FILE}`: modules, configuration and the time it took are not known.")
+        notes.append(f"There is no `{METRICS_FILE}`: modules, configuration and the time it took are not known.")
     if not log.metrics:
         notes.append(f"There are no curves: {log.source}.")
     return notes
