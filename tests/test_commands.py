@@ -145,6 +145,15 @@ def test_a_shown_line_of_a_log_is_json(page: str, block: str):
     assert [json.loads(line)["event"] for line in block.splitlines()]
 
 
+@pytest.mark.parametrize("command", ["report", "watch", "inspect", "export", "flags", "ab", "replay", "reference"])
+def test_every_command_says_in_its_help_what_it_does(command: str, capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as end:
+        main([command, "--help"])
+    usage, description, *_ = capsys.readouterr().out.split("\n\n")
+    assert end.value.code == 0 and usage.startswith(f"usage: morpho {command}")
+    assert description[0].isupper() and description.endswith(".")
+
+
 def test_every_series_that_the_dashboard_page_explains_is_logged():
     text = TEXT["docs/dashboard.md"]
     of_run = set(re.findall(r"`morpho/run/(\w+)`", text))

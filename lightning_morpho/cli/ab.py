@@ -15,7 +15,10 @@ from omegaconf import DictConfig
 
 from lightning_morpho.ab import Result, compare_pairs, metric_values, run_pairs
 from lightning_morpho.cli.compose import add_config_arguments, load_config
+from lightning_morpho.cli.parsing import add_command
 
+DESCRIPTION = """Train two configurations with the same random seeds and say, from the differences of the pairs,
+whether one is better. Runs that a log in --out holds already are not repeated."""
 EPILOG = """example:
   morpho ab train experiment=mnist1d --a "~morpho" --b "" --seeds 8 --metric test_acc
 """
@@ -23,11 +26,13 @@ EPILOG = """example:
 
 def add_parser(commands: Any) -> None:
     """Add the command."""
-    parser = commands.add_parser(
+    parser = add_command(
+        commands,
         "ab",
+        run,
         help="compare two configurations by paired runs",
+        description=DESCRIPTION,
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_config_arguments(parser)
     parser.add_argument("--a", required=True, help="overrides of A, the baseline, separated by blanks")
@@ -47,7 +52,6 @@ def add_parser(commands: Any) -> None:
         choices=["better", "not-worse"],
         help="exit with 1 unless B is that; not-worse: or better",
     )
-    parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:

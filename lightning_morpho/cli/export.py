@@ -14,9 +14,13 @@ from torch import nn
 
 from lightning_morpho.checkpoint import load_grown_
 from lightning_morpho.cli.compose import add_config_arguments, build, load_config, model_and_config
+from lightning_morpho.cli.parsing import add_command
 from lightning_morpho.export import FORMATS, save_export
 from lightning_morpho.telemetry.events import SeedRecord
 
+DESCRIPTION = """Write the grown model of a checkpoint as files that need no code of ours to be loaded.
+Each is loaded again and compared with the grown model; nothing is written if one differs.
+A model card lies beside them."""
 EPILOG = """example:
   morpho export runs/mnist1d/2026-01-31_12-00-00/.hydra/config.yaml --ckpt last.ckpt --to pt2 onnx --out exported/net
 """
@@ -24,11 +28,13 @@ EPILOG = """example:
 
 def add_parser(commands: Any) -> None:
     """Add the command."""
-    parser = commands.add_parser(
+    parser = add_command(
+        commands,
         "export",
+        run,
         help="write a grown model as plain PyTorch, torch.export, ONNX or safetensors, with a model card",
+        description=DESCRIPTION,
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_config_arguments(parser)
     parser.add_argument("--ckpt", type=Path, required=True, help="checkpoint of the run")
@@ -39,7 +45,6 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--keep-unread", action="store_true", help="keep hidden units that nothing reads")
     parser.add_argument("--static-batch", action="store_true", help="programs take as many samples as the example has")
     parser.add_argument("--tolerance", type=float, help="largest difference accepted (default: 1e-5 in float32)")
-    parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:

@@ -14,6 +14,7 @@ import yaml
 
 from lightning_morpho.checks import is_percentage, suggest
 from lightning_morpho.cli.compose import load_config, model_and_config
+from lightning_morpho.cli.parsing import add_command
 from lightning_morpho.cli.yaml_edit import set_value, write_atomically
 from lightning_morpho.rollout import (
     decide,
@@ -49,12 +50,13 @@ EPILOG = """examples:
 
 def add_parser(commands: Any) -> None:
     """Add the command and its actions."""
-    parser = commands.add_parser(
+    parser = add_command(
+        commands,
         "flags",
+        run,
         help="show and change the flags of a YAML file",
         description="Look at the flags of a YAML file and change them, safely while runs read it.",
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     actions = parser.add_subparsers(dest="action", required=True)
     for name, text in ACTIONS.items():
@@ -78,7 +80,6 @@ def add_parser(commands: Any) -> None:
             action.add_argument("--config-dir", type=Path, help="folder of your own configs, for --model")
         if name == "show":
             action.add_argument("--is-on", metavar="UNIT", help="exit with 0 if this unit is on, else with 1")
-    parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:

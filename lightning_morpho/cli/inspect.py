@@ -9,6 +9,7 @@ from typing import Any
 
 from lightning_morpho.chunks import ChunkManager
 from lightning_morpho.cli.compose import add_config_arguments, load_config, model_and_config
+from lightning_morpho.cli.parsing import add_command
 from lightning_morpho.eligibility import EligibilityReport
 from lightning_morpho.surgery import hybrid_layers, morph_
 from lightning_morpho.wording import plural
@@ -22,16 +23,16 @@ EPILOG = """examples:
 
 def add_parser(commands: Any) -> None:
     """Add the command."""
-    parser = commands.add_parser(
+    parser = add_command(
+        commands,
         "inspect",
+        run,
         help="list every module with eligibility, cohort, chunks and budget",
         description="Build the model of a configuration and say of every module whether it would grow, and why.",
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_config_arguments(parser)
     parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:

@@ -28,6 +28,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         code: int = options.run(options)
     except (ValueError, TypeError, OSError) as error:
-        print(f"morpho {options.command}: {error}", file=sys.stderr)
+        print(f"morpho {options.command}: {_in_words(error)}", file=sys.stderr)
         return 2
     return code
+
+
+def _in_words(error: Exception) -> str:
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"`{error.filename}`: {error.strerror}."
+    return str(error)

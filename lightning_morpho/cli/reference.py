@@ -11,6 +11,7 @@ from typing import Any
 
 from lightning_morpho import config
 from lightning_morpho.callback import MorphoCallback
+from lightning_morpho.cli.parsing import add_command
 from lightning_morpho.tamiyo import (
     AllAtStart,
     AutoSize,
@@ -63,8 +64,13 @@ of the code; don't edit it by hand. [How a rollout works](rollout.md).
 
 def add_parser(commands: Any) -> None:
     """Add the command."""
-    parser = commands.add_parser("reference", help="print every setting with its default, as Markdown")
-    parser.set_defaults(run=run)
+    add_command(
+        commands,
+        "reference",
+        run,
+        help="print every setting with its default, as Markdown",
+        description="Print every setting with its default, as Markdown.",
+    )
 
 
 def run(options: argparse.Namespace) -> int:

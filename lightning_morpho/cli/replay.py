@@ -13,10 +13,14 @@ from rich.markup import escape
 from rich.table import Table
 
 from lightning_morpho.cli.compose import build
+from lightning_morpho.cli.parsing import add_command
 from lightning_morpho.tamiyo import Tamiyo
 from lightning_morpho.tamiyo.replay import Redecided, in_words, read_ticks, recorded_policy, redecide
+from lightning_morpho.telemetry.run_folders import find_run
 
 GROUP = Path(__file__).parent.parent / "configs" / "morpho" / "tamiyo"
+DESCRIPTION = """Decide a recorded run again, tick by tick, with its own policy, other settings or another policy,
+and show where the decisions differ. Nothing is trained."""
 EPILOG = """exit code: 0 all ticks are decided alike, 1 some are not, 2 an error.
 
 examples:
@@ -29,23 +33,25 @@ examples:
 
 def add_parser(commands: Any) -> None:
     """Add the command."""
-    parser = commands.add_parser(
+    parser = add_command(
+        commands,
         "replay",
+        run,
         help="decide a recorded run again with the same or another policy",
+        description=DESCRIPTION,
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("folder", metavar="run", type=Path, help="folder of the run, or its event log")
+    parser.add_argument("folder", metavar="RUN", type=Path, help="folder of the run or one above it, or its event log")
     parser.add_argument("--tamiyo", help="policy: a name in morpho/tamiyo, or a dotted class (default: the run's own)")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of the policy")
     parser.add_argument("--all", action="store_true", help="show the ticks that are decided alike too")
-    parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
     """Print where the decisions differ."""
-    policy = find_policy(options.tamiyo, options.set, options.folder)
-    ticks = list(redecide(read_ticks(options.folder), policy))
+    log = options.folder if options.folder.is_file() else find_run(options.folder)
+    policy = find_policy(options.tamiyo, options.set, log)
+    ticks = list(redecide(read_ticks(log), policy))
     if not ticks:
         raise ValueError(f"`{options.folder}` holds no decisions: the run had `telemetry.events: false`, or no tick.")
     differing = [tick for tick in ticks if not tick.same]

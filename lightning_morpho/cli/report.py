@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from lightning_morpho.cli.parsing import add_command
 from lightning_morpho.telemetry.report import write_report
 from lightning_morpho.wording import memory
 
@@ -19,18 +20,18 @@ EPILOG = """examples:
 
 def add_parser(commands: Any) -> None:
     """Add the command."""
-    parser = commands.add_parser(
+    parser = add_command(
+        commands,
         "report",
+        run,
         help="write a run's report, one HTML file",
         description=DESCRIPTION,
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "folder", type=Path, metavar="RUN", help="folder of the run, or one above it that holds no other"
     )
     parser.add_argument("--out", type=Path, metavar="FILE", help="file of the report (default: RUN/report.html)")
-    parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:

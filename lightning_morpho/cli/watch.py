@@ -12,6 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.live import Live
 
+from lightning_morpho.cli.parsing import add_command
 from lightning_morpho.telemetry.follow import Follower
 from lightning_morpho.telemetry.happenings import happenings
 from lightning_morpho.telemetry.run_folders import find_run
@@ -32,17 +33,17 @@ EPILOG = """examples:
 
 def add_parser(commands: Any) -> None:
     """Add the command."""
-    parser = commands.add_parser(
+    parser = add_command(
+        commands,
         "watch",
+        run,
         help="follow a run in the terminal",
         description=DESCRIPTION,
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("folder", type=Path, metavar="RUN", help="folder of the run, or one above it")
     parser.add_argument("--once", action="store_true", help="print the present state and end")
     parser.add_argument("--every", type=float, default=1.0, metavar="SECONDS", help="how often to look (default: 1)")
-    parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:

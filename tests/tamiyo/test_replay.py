@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -46,6 +48,13 @@ def test_run_s_own_policy_decides_as_it_did(recorded: Path, capsys: pytest.Captu
     assert "8 ticks, 0 decided otherwise by Uniform(at=0.0" in capsys.readouterr().out
 
 
+def test_folder_above_the_run_will_do(recorded: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As with ``morpho report`` and ``morpho watch``: the log lies in a folder of the logger."""
+    shutil.copytree(recorded, tmp_path / "run" / "csv")
+    assert main(["replay", str(tmp_path)]) == main(["replay", str(recorded / EVENTS_FILE)]) == 0
+    assert len(set(capsys.readouterr().out.splitlines())) == 1
+
+
 def test_other_setting_shows_where_it_differs_and_exits_with_1(
     recorded: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -82,12 +91,12 @@ def test_what_can_t_be_replayed_is_refused_with_exit_code_2(
     arguments: list[str], message: str, recorded: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["replay", str(recorded), *arguments]) == 2
-    assert __import__("re").search(message, capsys.readouterr().err)
+    assert re.search(message, capsys.readouterr().err)
 
 
 def test_run_without_a_log_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["replay", str(tmp_path)]) == 2
-    assert "there is none" in capsys.readouterr().err
+    assert "holds no run" in capsys.readouterr().err
     (tmp_path / EVENTS_FILE).write_text(json.dumps({"event": "fit_start"}) + "\n", encoding="utf-8")
     assert main(["replay", str(tmp_path), "--tamiyo=never"]) == 2
 
