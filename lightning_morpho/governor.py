@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -64,7 +64,6 @@ class Governor:
         self.rollbacks = 0
         self._live = False
         self._stood_down = False
-        self._calm_since = 0
         self._waiting: deque[Tensor | float] = deque(maxlen=config.window + config.patience)
         self._steps = 0
         self._every = self._check_rhythm(next(model.parameters()).device)
@@ -129,7 +128,9 @@ class Governor:
         return None
 
     def _read(self) -> list[float]:
-        losses = torch.stack([torch.as_tensor(loss).float() for loss in _one_device(self._waiting)])
+        # Losses of a resumed run are numbers; NCCL adds up nothing that does not lie on the device.
+        device = next(self.model.parameters()).device
+        losses = torch.stack([torch.as_tensor(loss, device=device).float() for loss in self._waiting])
         self._waiting.clear()
         if _distributed():
             dist.all_reduce(losses)  # one rank's NaN is everybody's
@@ -192,11 +193,3 @@ class Governor:
 
 def _distributed() -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-
-
-def _one_device(losses: Iterable[Tensor | float]) -> Iterator[Tensor | float]:
-    """Losses of a resumed run are numbers, later ones lie on the device."""
-    losses = list(losses)
-    device = next((loss.device for loss in losses if isinstance(loss, Tensor)), None)
-    for loss in losses:
-        yield loss if isinstance(loss, Tensor) else torch.tensor(loss, device=device)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import random
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,24 +14,23 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader, Subset, TensorDataset
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks.random_events import RandomEvents
 from hosts import Host, leave_processes, linear_net, make_data, make_trainer, quick
 from lightning_morpho import (
     GuardConfig,
     LayersConfig,
     LifecycleConfig,
     Never,
-    Observation,
     RampConfig,
     RolloutConfig,
-    Stage,
     StarvationConfig,
-    Tamiyo,
     TelemetryConfig,
     WarmupConfig,
     hybrid_layers,
 )
 from lightning_morpho.integrations import reshard_
-from lightning_morpho.tamiyo import Cull, Decision, Germinate, Keep
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -71,25 +69,7 @@ RESUMED = {
 ALONE = ("one_process", "between_alone")
 
 
-class RandomDecisions(Tamiyo):
-    """Germinates, keeps and culls at random, the same on every rank because it depends on the tick alone."""
-
-    def grow(self, observation: Observation) -> list[Germinate]:
-        return []
-
-    def decide(self, observation: Observation) -> list[Decision]:
-        draw = random.Random(observation.tick)
-        decisions: list[Decision] = []
-        for layer in observation.layers:
-            if layer.dormant and layer.free_beds and draw.random() < 0.7:
-                some = draw.sample(layer.dormant, draw.randint(1, len(layer.dormant)))
-                decisions.append(Germinate(layer=layer.name, chunks=tuple(some), reason="drawn"))
-            for seed in layer.seeds:
-                key = (layer.name, seed.chunk)
-                if seed.stage is Stage.ACTIVE and not seed.fading and draw.random() < 0.5:
-                    keep = draw.random() < 0.03
-                    decisions.append(Keep(seed=key, reason="drawn") if keep else Cull(seed=key, reason="drawn"))
-        return decisions
+RANDOM = RandomEvents(germinate=0.7, end=0.5, keep=0.03)
 
 
 class SGDHost(Host):
@@ -174,7 +154,7 @@ def run(variant: str, out: Path) -> None:
     callback = quick(layers=LayersConfig(num_seeds=2))
     if variant == "random_events":
         layers, warmup = LayersConfig(num_seeds=3, beds=4), WarmupConfig(steps=2, min_steps=2)
-        callback = quick(layers=layers, warmup=warmup, tamiyo=RandomDecisions(), every_n_steps=2)
+        callback = quick(layers=layers, warmup=warmup, tamiyo=RANDOM, every_n_steps=2)
     if variant == "rolled_back":
         callback = quick(layers=LayersConfig(num_seeds=2), lifecycle=LifecycleConfig(active_ticks=9))
     if "full" in variant:  # ticks at 5 (germinated), 10 (incubation), 20 (grafting), ...
