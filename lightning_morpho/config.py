@@ -177,11 +177,16 @@ class BudgetConfig:
         flops: Most floating-point operations that growth may add to a forward pass, as a share of those of the
             eligible layers, ``> 0``: 0.5 makes it at most one and a half times as dear. They are counted on the first
             training batch, nothing germinates before. None: no limit of its own.
+        tick_share: Most of the fit's time that decision ticks may take, as a share in (0, 1), trials and sizing
+            included. What does not fit waits for a later tick or is left out, and the event log says so (``cut``);
+            what a tick does in any case is counted and not cut. What is cut depends on the clock, so a run with
+            this limit does not repeat bit for bit. None: no limit.
     """
 
     parameters: int | Auto = AUTO
     memory: float | None = None
     flops: float | None = None
+    tick_share: float | None = None
 
     def __post_init__(self) -> None:
         check(
@@ -194,6 +199,8 @@ class BudgetConfig:
         check(positive, "budget.memory", "a positive number of MiB, or null", self.memory)
         positive = self.flops is None or (is_number(self.flops) and self.flops > 0)
         check(positive, "budget.flops", "a positive share of the layers' own, or null", self.flops)
+        share = self.tick_share is None or (is_number(self.tick_share) and 0 < self.tick_share < 1)
+        check(share, "budget.tick_share", "a share of the time in (0, 1), or null", self.tick_share)
 
     def limit(self, eligible_parameters: int, bytes_each: int = 4) -> int:
         """The limit in parameters.

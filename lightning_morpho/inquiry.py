@@ -33,12 +33,12 @@ _ROUNDS = 6
 
 
 class Sizer(Protocol):
-    """Answers what the sizing rule asks, on held-out data."""
+    """Answers what the sizing rule asks, on held-out data; None: not at this tick."""
 
-    def assess(self) -> list[Assessment]:
+    def assess(self) -> list[Assessment] | None:
         """What new hidden units would explain."""
 
-    def resize(self, decision: Resize) -> list[Resizing]:
+    def resize(self, decision: Resize) -> list[Resizing] | None:
         """Remove hidden units, in place."""
 
 
@@ -130,8 +130,11 @@ class Inquiry:
             unmeasured=observation.unmeasured.union(unmeasured),
         )
 
-    def _assess(self, observation: Observation, sizer: Sizer) -> Observation:
-        found = tuple(replace(assessment, step=observation.step) for assessment in sizer.assess())
+    def _assess(self, observation: Observation, sizer: Sizer) -> Observation | None:
+        answer = sizer.assess()
+        if answer is None:
+            return None
+        found = tuple(replace(assessment, step=observation.step) for assessment in answer)
         self.assessments = (self.assessments or ()) + found
         for one in found:
             figures = {"share": one.share, "error": one.error, "own": one.own, "part": one.part}
@@ -139,8 +142,11 @@ class Inquiry:
             self._tell(observation, "assessed", one.layer, figures, f"32 new units would explain {shares}")
         return replace(observation, assessments=self.assessments)
 
-    def _resize(self, observation: Observation, decision: Resize, sizer: Sizer) -> Observation:
-        self.resizings = tuple(sizer.resize(decision))
+    def _resize(self, observation: Observation, decision: Resize, sizer: Sizer) -> Observation | None:
+        answer = sizer.resize(decision)
+        if answer is None:
+            return None
+        self.resizings = tuple(answer)
         for done in self.resizings:
             figures = {k: v for k, v in asdict(done).items() if k != "layer"}
             text = (

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from lightning_morpho.integrations.description import describe_model
 from lightning_morpho.integrations.loggers import LAYOUT, RichLoggers
 from lightning_morpho.integrations.progress import GrowthOnBar, above_the_bar
 from lightning_morpho.integrations.ranks import gather_objects
+from lightning_morpho.integrations.tick_clock import TickClock
 from lightning_morpho.layers import HybridKasminaLayer
 from lightning_morpho.rollout import RolloutChange
 from lightning_morpho.telemetry import (
@@ -92,8 +92,6 @@ class Reporter:
         self._path = Path(log_dir) / EVENTS_FILE if wanted else None
         self._log = RunLog(Path(log_dir) / METRICS_FILE if wanted and trainer.is_global_zero else None)
         self._host_parameters = describe_model(trainer.lightning_module)["parameters"]
-        self._fit_began = self._began = time.perf_counter()
-        self._in_ticks = self._in_trials = 0.0
         self.rollbacks = 0
         self._layers = layers
         self._bar = GrowthOnBar(trainer)
@@ -104,7 +102,6 @@ class Reporter:
 
     def collect(self) -> None:
         """Begin a tick: give the layers the statistics since the last one, over all ranks."""
-        self._began = time.perf_counter()
         self.sampler.collect(gather_objects)
 
     def close(self) -> None:
@@ -171,15 +168,15 @@ class Reporter:
         if changed:
             self._write("metrics", ticks, values=changed)
 
-    def tell_tick(self, engine: GrowthEngine, pl_module: LightningModule) -> None:
+    def tell_tick(self, engine: GrowthEngine, pl_module: LightningModule, clock: TickClock) -> None:
         """Write the figures of a tick, log them, and show them on the progress bar.
 
         Args:
             engine: The engine, after its tick.
             pl_module: The module that logs.
+            clock: What the tick has taken so far.
         """
         records = records_by_layer(engine.records)
-        tick_seconds, share = self._count_time(engine)
         figures = [
             layer_figures(layer, records.get(name, {}), self.sampler.forward_ms.get(name, math.nan))
             for name, layer in engine.layers.items()
@@ -189,8 +186,8 @@ class Reporter:
             figures,
             host_parameters=self._host_parameters,
             rollbacks=self.rollbacks,
-            tick_seconds=tick_seconds,
-            tick_share=share,
+            tick_seconds=clock.seconds,
+            tick_share=clock.share,
             trials=engine.inquiry.trials,
         )
         if self._log.path is not None:
@@ -202,15 +199,6 @@ class Reporter:
             pl_module.log_dict(monitored, sync_dist=self.trainer.world_size > 1)  # equal anyway; Lightning warns
             self._log_series(series)
             self._draw(figures, engine.records)
-
-    def _count_time(self, engine: GrowthEngine) -> tuple[float, float]:
-        """Seconds of this tick so far, and the share of all time that ticks took, trials apart."""
-        now = time.perf_counter()
-        trials = sum(cost.seconds for cost in engine.inquiry.trials if cost.tick == engine.ticks)
-        tick = max(0.0, now - self._began - trials)
-        self._in_ticks += tick
-        self._in_trials += trials
-        return tick, self._in_ticks / max(now - self._fit_began - self._in_trials, 1e-9)
 
     @property
     def _step(self) -> int:

@@ -30,6 +30,7 @@ from lightning_morpho.integrations.rollout import TrainerRollout
 from lightning_morpho.integrations.scaling import tell_loss_scale
 from lightning_morpho.integrations.sharding import reshard_
 from lightning_morpho.integrations.sizing import HeldOutSizer
+from lightning_morpho.integrations.tick_clock import TickClock
 from lightning_morpho.integrations.training import TrainingLoss, ValidationLoss, restart_patience, stop_patience
 from lightning_morpho.integrations.trials import TrainerTrials
 from lightning_morpho.integrations.unread import Unread, unread_parts
@@ -40,6 +41,7 @@ from lightning_morpho.run_config import RunConfig
 from lightning_morpho.surgery import hybrid_layers
 from lightning_morpho.tamiyo import Never
 from lightning_morpho.tamiyo.replay import describe_policy
+from lightning_morpho.telemetry import Finding
 from lightning_morpho.views import live_chunks
 
 
@@ -95,6 +97,7 @@ class GrowthRun:
         self._resumed = self._opened = False
         self._saved_rollout: Mapping[str, Any] | None = None
         self._tick_steps: int | None = None
+        self._clock, self._first_step = TickClock(config.model.budget.tick_share), 0
         self._pairs = PairWatch(pl_module)
         self._meter = ExitStack()
         self._positions: dict[str, int] = {}
@@ -135,6 +138,7 @@ class GrowthRun:
         """
         self.open()
         trainer, layers = self.trainer, self.engine.layers
+        self._clock, self._first_step = TickClock(self._clock.limit), trainer.global_step
         # Not before: asking for the length of training sets up the loaders, whose state is restored in between.
         self._tick_steps = tick_steps(trainer, self.config.every_n_steps)
         few = None if self._tick_steps or trainer.fast_dev_run else few_ticks(trainer)  # type: ignore[attr-defined]
@@ -259,6 +263,10 @@ class GrowthRun:
     # ------------------------------------------------------------------ one tick
     def tick(self) -> None:
         """One decision tick."""
+        with self._clock.tick(self.trainer.global_step - self._first_step):
+            self._tick()
+
+    def _tick(self) -> None:
         trainer, engine = self.trainer, self.engine
         reshard_(self.pl_module)
         self._reporter.collect()
@@ -281,15 +289,23 @@ class GrowthRun:
         if any(live_chunks(layer) for layer in engine.layers.values()):
             restart_patience(trainer)
         self._journal.tell()
+        self._tell_cuts()
         self._tell_and_align()
-        self._reporter.tell_tick(engine, self.pl_module)
+        self._reporter.tell_tick(engine, self.pl_module, self._clock)
         self._review()
+
+    def _tell_cuts(self) -> None:
+        """Say what was left out for want of time."""
+        for text in self._clock.cuts:
+            tick, step = self.engine.ticks, self.trainer.global_step
+            said = f"{text}: `budget.tick_share` leaves no more time"
+            self._reporter.note(Finding(tick=tick, step=step, kind="cut", layer="tick", figures={}, text=said))
 
     def _held_out(self) -> HeldOut | None:
         """What gives held-out losses; None where there are none."""
         if not self._validation.measurable or self.trainer.val_dataloaders is None:
             return None
-        return HeldOut(self.trainer, self.pl_module, self.config.credit, self.config.loss_fn)
+        return HeldOut(self.trainer, self.pl_module, self.config.credit, self.config.loss_fn, self._clock)
 
     def _sizer(self, held_out: HeldOut) -> HeldOutSizer | None:
         """What answers the sizing rule; None where layers are sharded, as no rank has whole units."""

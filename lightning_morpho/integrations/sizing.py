@@ -20,6 +20,8 @@ from lightning_morpho.layers import HybridKasminaLayer
 from lightning_morpho.sizing import assess, resize_
 from lightning_morpho.tamiyo import Assessment, Resize, Resizing
 
+SCORES = 5
+"""About how often validation is scored for each layer that is sized."""
 NATS = 0.02
 """A point of a loss on classes: about what it costs to be wrong on one more sample in a hundred, and unsure of it."""
 
@@ -36,18 +38,23 @@ class HeldOutSizer:
     def __init__(self, held_out: HeldOut, layers: Mapping[str, HybridKasminaLayer], seed: int) -> None:
         self.held_out, self.layers, self.seed = held_out, layers, seed
 
-    def assess(self) -> list[Assessment]:
-        """What new hidden units would explain of the held-out residual, in each pair."""
+    def assess(self) -> list[Assessment] | None:
+        """What new hidden units would explain of the held-out residual, in each pair; None: no time at this tick."""
+        if not self._fits("assessment", 3 * self.held_out.count, "what new units would explain is not asked yet"):
+            return None
 
         def losses() -> Iterator[Tensor]:
             yield from map(self.held_out.loss, self.held_out.batches())
 
-        with self._isolated():
+        with self.held_out.clock.answering("assessment", 1), self._isolated():
             return assess(self.layers.values(), losses, seed=self.seed, reduce=self._sum_over_ranks)
 
-    def resize(self, decision: Resize) -> list[Resizing]:
-        """Remove the hidden units that validation does not miss."""
-        with self._isolated():
+    def resize(self, decision: Resize) -> list[Resizing] | None:
+        """Remove the hidden units that validation does not miss; None: no time at this tick."""
+        steps = (1 + SCORES * len(self.layers)) * self.held_out.count
+        if not self._fits("sizing", steps, "hidden layers are not sized yet"):
+            return None
+        with self.held_out.clock.answering("sizing", 1), self._isolated():
             score = PointScore(self.held_out, decision)
             return resize_(
                 self.layers.values(),
@@ -57,6 +64,12 @@ class HeldOutSizer:
                 tolerance=decision.tolerance,
                 reduce=self._sum_over_ranks,
             )
+
+    def _fits(self, kind: str, steps: int, otherwise: str) -> bool:
+        fits = self.held_out.clock.room(kind, steps) >= 1
+        if not fits:
+            self.held_out.clock.cuts.append(otherwise)
+        return fits
 
     @contextlib.contextmanager
     def _isolated(self) -> Iterator[None]:

@@ -6,7 +6,7 @@ import copy
 import itertools
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader, IterableDataset
 from torch.utils.flop_counter import FlopCounterMode
 
+from lightning_morpho.integrations.tick_clock import TickClock
 from lightning_morpho.integrations.validation import HeldOutCredit, call_step, loss_of, muted_log, on_device
 from lightning_morpho.layers import HybridKasminaLayer
 from lightning_morpho.optim import OptimizerLink, average_over_ranks
@@ -74,20 +75,39 @@ class TrainerTrials:
         return _no_second_reading(self.trainer.train_dataloader)
 
     def __call__(self, decision: Try) -> list[Tried]:
-        """Try each place. None of it leaves a trace; nothing is tried if the data's sampler can't be copied."""
+        """Try each place, or the first for which there is time. None of it leaves a trace.
+
+        Nothing is tried if the data's sampler can't be copied, or if there is no time for two.
+        """
+        places = self._in_time(decision)
+        if not places:
+            return []
         try:
             _copied_sampler(self.trainer.train_dataloader)
         except Exception as error:  # whatever a user's sampler holds
             log.warning("Nothing can be tried, the sampler of the training data can't be copied: %r", error)
             return []
         try:
-            return [self._try(place, decision.steps) for place in decision.places]
+            with self._clock.answering("trial", len(places)):
+                return [self._try(place, decision.steps) for place in places]
         except torch.OutOfMemoryError:
             if self.trainer.world_size > 1:
                 raise  # the other ranks wait in a step
             return []
         finally:
             self.link.note_dead_units()
+
+    @property
+    def _clock(self) -> TickClock:
+        assert self.credit is not None
+        return self.credit.held_out.clock
+
+    def _in_time(self, decision: Try) -> Sequence[Place]:
+        count = min(self._clock.room("trial", decision.steps), len(decision.places))
+        places = decision.places[: int(count)] if count >= min(2, len(decision.places)) else ()
+        if len(places) < len(decision.places):
+            self._clock.cuts.append(f"{len(places)} of {len(decision.places)} trials made")
+        return places
 
     def _try(self, place: Place, steps: int) -> Tried:
         assert self.credit is not None

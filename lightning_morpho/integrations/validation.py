@@ -20,6 +20,7 @@ from lightning_morpho.credit import affordable, group_seeds, measure
 from lightning_morpho.integrations.compilation import is_compiled
 from lightning_morpho.integrations.ranks import gather_objects
 from lightning_morpho.integrations.sharding import reshard_
+from lightning_morpho.integrations.tick_clock import TickClock
 from lightning_morpho.isolation import isolated
 from lightning_morpho.layers import HybridKasminaLayer
 from lightning_morpho.random_state import preserved_random_state
@@ -43,13 +44,25 @@ class HeldOut:
         pl_module: Its module.
         config: How many batches; the name of the loss.
         loss_fn: The user's loss; None: the one of ``validation_step``.
+        clock: Says how much fits into the tick; None: all does.
     """
 
     def __init__(
-        self, trainer: Trainer, pl_module: LightningModule, config: CreditConfig, loss_fn: LossFunction | None
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        config: CreditConfig,
+        loss_fn: LossFunction | None,
+        clock: TickClock | None = None,
     ) -> None:
         self.trainer, self.pl_module = trainer, pl_module
         self.config, self.loss_fn = config, loss_fn
+        self.clock = clock or TickClock()
+
+    @property
+    def count(self) -> int:
+        """How many batches there are, at most."""
+        return int(min(self.config.batches, self.trainer.num_val_batches[0]))
 
     @cached_property
     def _small(self) -> list[Any] | None:
@@ -108,23 +121,34 @@ class HeldOutCredit:
         singles = group_seeds(seeds, self.layers, config.max_groups)
         groups = affordable(singles, config.measurements // 3, least=1) if singles else []
         groups += affordable(together, self.left - len(groups))
+        groups = self._in_time(groups)
         if not groups:
             return []
         self.left -= 1 + len(groups)
         compiled = is_compiled(model)
-        results = measure(
-            model,
-            self.layers,
-            groups,
-            self.held_out.batches(),
-            self.held_out.loss,
-            confidence=config.confidence,
-            replicas=1 if compiled else config.replicas,
-            probe=bool(singles) and not compiled,  # hooks would compile the model again
-            gather=gather_objects,
-        )
-        reshard_(model)
+        with self.held_out.clock.answering("measurement", 1 + len(groups)):
+            results = measure(
+                model,
+                self.layers,
+                groups,
+                self.held_out.batches(),
+                self.held_out.loss,
+                confidence=config.confidence,
+                replicas=1 if compiled else config.replicas,
+                probe=bool(singles) and not compiled,  # hooks would compile the model again
+                gather=gather_objects,
+            )
+            reshard_(model)
         return results
+
+    def _in_time(self, groups: Sequence[Group]) -> list[Group]:
+        """The first groups that fit into the time of the tick, the loss of the whole model beside them included."""
+        clock = self.held_out.clock
+        room = clock.room("measurement", self.held_out.count) - 1
+        fitting = list(groups[: int(max(0, min(room, len(groups))))])
+        if len(fitting) < len(groups):
+            clock.cuts.append(f"{len(fitting)} of {len(groups)} held-out measurements made, the others wait")
+        return fitting
 
     def losses(self) -> list[float]:
         """Held-out loss on each of the batches of all ranks, nothing left out."""

@@ -16,7 +16,7 @@ from lightning_morpho.lifecycle import Stage
 
 EVENTS_FILE = "morpho_events.jsonl"
 
-FindingKind = Literal["assessed", "tried", "resized"]
+FindingKind = Literal["assessed", "tried", "resized", "cut"]
 """What can be found out about a layer: the worth of growing, how a trial went, how many units were needed."""
 
 NoticeKind = Literal["deferred", "starved"]
@@ -135,7 +135,7 @@ class Finding:
     def to_dict(self, **context: Any) -> dict[str, Any]:
         """Plain values, as they stand in the event log."""
         plain = {"tick": self.tick, "step": self.step, **context, "layer": self.layer, "figures": dict(self.figures)}
-        return {"event": self.kind, **plain}
+        return {"event": self.kind, **plain, "text": self.text}
 
 
 @dataclass(frozen=True, kw_only=True)
