@@ -23,7 +23,7 @@ SENTENCES: Mapping[str, str] = {
     "assessed": "Whether growth pays was asked at step {when}: {found}.",
     "tried": "Trials were made at step {when}: {found}.",
     "resized": "What had grown was made as small as validation allows at step {when}: {found}.",
-    "cut": "What did not fit into `budget.tick_share` was put off or left out {times}, at step {when}.",
+    "cut": "What did not fit into `budget.tick_share` was put off or left out {times}, at step {when}: {found}.",
     "deferred": "A decision was put off {times} ({why}).",
     "starved": "Seeds that could not learn were found {times}, at step {when} ({why}).",
     "refused": "Growth that was asked for was refused {times} ({why}).",

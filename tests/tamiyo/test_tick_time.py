@@ -134,7 +134,7 @@ def cuts(root: Path) -> list[int]:
 @pytest.mark.parametrize("limit", [0.05, 0.2])
 def test_ticks_take_no_more_than_their_share(limited, limit: float) -> None:
     free, unlimited = limited(None, "free")
-    root, clock = limited(limit, "limited", epochs=24)
+    root, clock = limited(limit, "limited", epochs=40)
     assert unlimited.share > limit, "without a limit this run's ticks take more, or the test shows nothing"
     assert clock.share <= limit and cuts(root) and not cuts(free)
     judged = [e for e in events(root) if "rise" in e["figures"]]
