@@ -220,8 +220,8 @@ class ChunkGradients(ChunkMetric):
         if host is not None:
             self._add(self.host_squares, self.host_count, chunk_squares(host, self.chunks))
         for index, gradients in beds.items():
-            squares = [row_squares(g if self.per_chunk else g.reshape(1, -1)) for g in gradients]
-            self._add(self.bed_squares[index], self.bed_count[index], torch.stack(squares).sum(0))
+            rows = [g.reshape(len(g) if self.per_chunk else 1, -1) for g in gradients]
+            self._add(self.bed_squares[index], self.bed_count[index], row_squares(torch.cat(rows, 1)))
 
     @staticmethod
     def _add(squares: Tensor, count: Tensor, new: Tensor) -> None:

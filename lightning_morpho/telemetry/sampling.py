@@ -255,6 +255,7 @@ class Sampler:
         wanted = bool(every_n_steps) and (activations or gradients)
         self.layers = {name: LayerSampler(layer, device, **options) for name, layer in layers.items() if wanted}
         self.forward_ms: dict[str, float] = {}
+        self._open = False
         self._gradients_due = False
         self._gradients_taken = False
 
@@ -265,7 +266,7 @@ class Sampler:
     def open(self, batch: int) -> None:
         """Sample this training batch, and the optimizer's next step, if it is one that is to be sampled."""
         if self.layers and self.due(batch):
-            self._gradients_due = True
+            self._open = self._gradients_due = True
             for layer in self.layers.values():
                 layer.open()
 
@@ -273,8 +274,10 @@ class Sampler:
         """The batch is over."""
         if self._gradients_taken:
             self._gradients_due = self._gradients_taken = False
-        for layer in self.layers.values():
-            layer.close()
+        if self._open:
+            self._open = False
+            for layer in self.layers.values():
+                layer.close()
 
     def take_gradients(self, optimizer: Optimizer) -> None:
         """Sample the gradients of an optimizer's parameters, right before its step, if it is time to."""
