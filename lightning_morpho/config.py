@@ -280,7 +280,8 @@ class GovernorConfig:
             grafting and fossilization. A snapshot takes CPU memory for the weights and the optimizer's state.
         check_every: Training steps between two looks at the losses, ``>= 1``: each waits for the device.
             ``"auto"``: 1 on the CPU, 16 on other devices and with several processes.
-        spike: Height of a spike that counts as divergence, in robust standard deviations, ``> 0``.
+        spike: Height of a spike that counts as divergence, in robust standard deviations, ``> 0``. A loss below that at
+            the snapshot never does.
         patience: Losses whose median must lie that high, ``>= 1``.
         window: Losses before them that they are compared with, ``>= 8``; none is judged before a quarter is known.
         max_rollbacks: Rollbacks in a row, with fewer than ``window`` steps between, after which it stands down,

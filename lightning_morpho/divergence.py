@@ -36,13 +36,17 @@ class LossWatch:
 
     A loss that is not finite is a divergence at once. So is a spike: the median of the last ``patience`` losses lies
     above the median of those before by more than ``spike`` times their fluctuation (their median absolute deviation,
-    scaled to a standard deviation, but at least a tenth of their median), and above nine tenths of them. Nothing of it
-    depends on the loss's scale.
+    scaled to a standard deviation, but at least a tenth of their median), and above nine tenths of them; and above the
+    ``level`` of what the run would go back to: a loss near zero may rise tenfold and still be the best so far. Nothing
+    of it depends on the loss's scale.
 
     Args:
         config: Window, patience, height of a spike.
         skips: Whether a gradient scaler skips the steps of losses that overflow: then such a loss only counts as
             a very large one.
+
+    Attributes:
+        level: Loss at the snapshot; minus infinity while there is none.
     """
 
     def __init__(self, config: GovernorConfig, *, skips: bool = False) -> None:
@@ -50,6 +54,11 @@ class LossWatch:
         self.skips = skips
         self.history: deque[float] = deque(maxlen=config.window)
         self.recent: deque[float] = deque()
+        self.level = -math.inf
+
+    def mark(self) -> None:
+        """A snapshot is taken now."""
+        self.level = median(self.recent) if self.recent else -math.inf
 
     def add(self, loss: float) -> Divergence | None:
         """Add the next loss, and say whether the run has diverged."""
@@ -74,7 +83,7 @@ class LossWatch:
         middle = median(self.history)
         deviation = median(abs(loss - middle) for loss in self.history)
         usual = sorted(self.history)[int(_USUAL * len(self.history))]
-        return max(usual, middle + self.config.spike * max(_NORMAL * deviation, _SETTLED * abs(middle)))
+        return max(self.level, usual, middle + self.config.spike * max(_NORMAL * deviation, _SETTLED * abs(middle)))
 
     @property
     def calm(self) -> bool:

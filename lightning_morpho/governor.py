@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -83,6 +84,7 @@ class Governor:
         self._live = live
         if not self.watching:
             self.snapshot = None
+            self.watch.level = -math.inf
 
     # ------------------------------------------------------------------ losses
     def observe(self, loss: Tensor | float | None, step: int) -> Divergence | None:
@@ -104,7 +106,8 @@ class Governor:
         self._steps += 1
         found = self.check() if self._steps % self._every == 0 else None
         if found is None and self._is_time(step) and self.watch.calm:
-            self.take(step)
+            # A resumed run has no snapshot yet, but knows the loss at the last one.
+            self.take(step, mark=self.snapshot is not None or not math.isfinite(self.watch.level))
         return found
 
     @property
@@ -150,10 +153,18 @@ class Governor:
     def _is_time(self, step: int) -> bool:
         return self.snapshot is None or step - self.snapshot.step >= self.config.every_n_steps
 
-    def take(self, step: int) -> None:
-        """Make a snapshot now."""
+    def take(self, step: int, *, mark: bool = True) -> None:
+        """Make a snapshot now.
+
+        Args:
+            step: Optimizer steps done.
+            mark: Whether later losses are compared with those of now, too; what is taken for a checkpoint alone
+                must change no decision of the run.
+        """
         if self.watching:
             self.snapshot = Snapshot([self.model, *self.averages()], self.optimizers, step, previous=self.snapshot)
+            if mark:
+                self.watch.mark()
 
     def restore(self) -> Snapshot | None:
         """Go back to the snapshot and forget the losses that led away from it.
@@ -178,6 +189,7 @@ class Governor:
         return {
             "history": list(self.watch.history),
             "recent": list(self.watch.recent),
+            "level": self.watch.level,
             "steps": self._steps,
             "rollbacks": self.rollbacks,
             "stood_down": self._stood_down,
@@ -187,6 +199,7 @@ class Governor:
         """Restore what :meth:`state_dict` gave."""
         self.watch.history.extend(state["history"])
         self.watch.recent.extend(state["recent"])
+        self.watch.level = state.get("level", -math.inf)
         self._steps, self.rollbacks = state["steps"], state["rollbacks"]
         self._stood_down = state["stood_down"]
 

@@ -84,7 +84,7 @@ class Recovery:
     def snapshot(self, step: int) -> None:
         """Hold host and fossils as they are now, unless the last losses speak against it; before a checkpoint."""
         if self.governor is not None and self.governor.watch.calm:
-            self.governor.take(step)
+            self.governor.take(step, mark=False)
 
     def settle(self) -> None:
         """Tell the governor what lives, and let it hold the state if that is due."""

@@ -86,6 +86,20 @@ def test_what_healthy_losses_do_is_no_divergence(losses: list[float]) -> None:
     assert watch(losses) is None
 
 
+def test_a_spike_far_below_the_loss_at_the_snapshot_is_no_divergence() -> None:
+    """To go back would cost all that was learnt since: a net at 0.01 fluctuates by as much again, at times by more."""
+    loss_watch = LossWatch(GovernorConfig())
+    before = noisy(20)
+    learnt = [*noisy(20, 0.1), *noisy(100, 0.01)]
+    for loss in before:
+        assert loss_watch.add(loss) is None
+    loss_watch.mark()
+    for loss in (*learnt, *noisy(40, 0.1), *learnt):
+        assert loss_watch.add(loss) is None
+    found = [loss_watch.add(loss) for loss in noisy(20, 3.0)]
+    assert found[7] is not None and found[7].figures["limit"] > 0.8
+
+
 def test_nothing_is_judged_before_enough_is_known() -> None:
     assert watch([1.0] * 10 + [1e6] * 8) is None
 
