@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from lightning_morpho.layers import GrownParameters, HybridKasminaLayer, clear_taps, hidden_layers
 from lightning_morpho.layers.beds import local_part
 from lightning_morpho.layers.faults import contain_gradients_
+from lightning_morpho.lifecycle import LifecycleError
 from lightning_morpho.sizing import Penalty
 
 log = logging.getLogger(__name__)
@@ -203,7 +204,15 @@ class OptimizerLink:
         """Drop the gradients of lent beds; make those of live ones finite, and the mean over all ranks.
 
         Beds are kept out of DDP's reducer, which fails on parameters that are not used in a step.
+
+        Raises:
+            LifecycleError: If the link does not know the optimizer.
         """
+        if optimizer not in self.optimizers:
+            raise LifecycleError(
+                f"{type(optimizer).__name__} came in the middle of the run, in place of one that trains seeds: "
+                "their warm-up and fresh state hang on that one. Change its parameter groups, or begin another fit."
+            )
         beds = self._beds[self.optimizers.index(optimizer)]
         for bed in beds:
             if bed.lent:
@@ -216,7 +225,7 @@ class OptimizerLink:
             average_over_ranks(
                 p
                 for bed in beds
-                if not (bed.paused or bed.lent)
+                if not (bed.free or bed.paused)
                 for p in bed.parameters()
                 if p.requires_grad and not isinstance(p, DTensor)
             )

@@ -15,7 +15,7 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint, OnExceptionCheckpoint
 from torch import Tensor
 
 from hosts import Host, assert_equal, events, linear_net, loaders, make_data, make_trainer, quick
@@ -167,6 +167,27 @@ def test_a_policy_that_reads_statistics_decides_as_in_the_run_left_alone(policy:
     assert any(known in reason for *_, reason in rounds for known in ("by gradient", "candidate score 0."))
     assert germinations(killed) == rounds
     assert_equal(expected, got)
+
+
+class Fail(L.Callback):
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        if trainer.global_step == 26:
+            raise RuntimeError("the disk is full")
+
+
+@pytest.mark.parametrize("morpho_first", [True, False])
+def test_what_is_saved_on_an_exception_resumes_bit_equal(
+    morpho_first: bool, left_alone: dict[int | None, Any], tmp_path: Path
+) -> None:
+    """The callback lets go of the model on an exception, before or after the checkpoint is written."""
+    L.seed_everything(0)
+    callbacks = [quick(every_n_steps=7, layers=LayersConfig(num_seeds=2)), OnExceptionCheckpoint(tmp_path, "saved")]
+    callbacks = callbacks if morpho_first else callbacks[::-1]
+    trainer = make_trainer(tmp_path, *callbacks, Fail(), max_epochs=EPOCHS, enable_checkpointing=True)
+    with pytest.raises(RuntimeError, match="the disk is full"):
+        trainer.fit(Host(linear_net()), Resumable(), loaders()["val_dataloaders"])
+    assert in_a_process(run, tmp_path, 7, tmp_path / "saved.ckpt", {}) == 0
+    assert_equal(left_alone[7], end_of(tmp_path))
 
 
 class Malicious:

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn, optim
 from torch.nn import functional as F
 
@@ -179,6 +180,25 @@ def test_free_beds_are_never_touched_by_weight_decay_or_steps():
 
 
 # ---------------------------------------------------------------- membership
+@pytest.fixture
+def one_rank():
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+def test_free_beds_of_a_model_that_was_unfrozen_get_no_gradient_from_other_ranks(one_rank):
+    """`model.requires_grad_(True)` in the middle of training: zeros would give empty beds optimizer states."""
+    model = grown(beds=2)
+    model.requires_grad_(True)
+    optimizer = optim.Adam(model.parameters())
+    linked = link(model, optimizer)
+    F.mse_loss(model(X), Y).backward()
+    linked.settle_gradients(optimizer)
+    gradients = [[p.grad is not None for p in bed.parameters()] for bed in model[0].morpho.beds]
+    assert all(gradients[0]) and not any(gradients[1])
+
+
 def test_missing_beds_join_the_group_of_their_layers_weight():
     model = grown(germinate=False)
     groups = [

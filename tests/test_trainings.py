@@ -20,6 +20,7 @@ from lightning.pytorch.tuner import Tuner
 from lightning.pytorch.utilities import CombinedLoader
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
+from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, IterableDataset
 
 from hosts import Host, assert_equal, events, linear_net, loaders, make_data, make_trainer, moves, quick
@@ -28,6 +29,7 @@ from lightning_morpho import (
     GrowthEngine,
     LayersConfig,
     LifecycleConfig,
+    LifecycleError,
     LoadsGrown,
     MorphoCallback,
     MorphoConfig,
@@ -446,6 +448,50 @@ def test_parametrized_layers_are_left_out_with_the_reason(norm: Any, tmp_path: P
     assert "exactly" in reasons["net.0"][1]
 
 
+def test_layers_made_in_setup_grow(tmp_path: Path) -> None:
+    class Late(Host):
+        def __init__(self) -> None:
+            super().__init__(nn.Identity())
+
+        def setup(self, stage: str) -> None:
+            self.net = linear_net()
+
+    L.seed_everything(0)
+    train(tmp_path, Late(), quick(), max_epochs=2)
+    assert {e["layer"] for e in events(tmp_path)} == {"net.0", "net.2"}
+
+
+@pytest.mark.parametrize("kind", ["neurons", "span"])
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_gradient_checkpointing_changes_nothing(reentrant: bool, kind: str, tmp_path: Path) -> None:
+    """The forward pass is run a second time in the backward pass: no seed may count it, or be born in between."""
+
+    class Recomputes(Host):
+        def loss(self, batch: Any) -> Tensor:
+            if not self.training:
+                return super().loss(batch)
+            x, y = batch
+            return nn.functional.cross_entropy(checkpoint(self.net, x.requires_grad_(), use_reentrant=reentrant), y)
+
+    ends = []
+    for host in (Host, Recomputes):
+        L.seed_everything(0)
+        module = host(linear_net())
+        train(tmp_path / host.__name__, module, quick(blueprint=BlueprintConfig(kind=kind)), max_epochs=4)
+        ends.append((dict(module.state_dict()), moves(tmp_path / host.__name__)))
+    assert_equal(*ends)
+
+
+def test_an_optimizer_that_replaces_another_in_the_middle_is_refused(tmp_path: Path) -> None:
+    class Replace(L.Callback):
+        def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+            if trainer.current_epoch == 2:
+                trainer.strategy.optimizers = [torch.optim.SGD(pl_module.parameters(), lr=0.1)]
+
+    with pytest.raises(LifecycleError, match=r"SGD came in the middle of the run.*begin another fit"):
+        train(tmp_path, Host(linear_net()), quick(), Replace())
+
+
 def test_a_grown_module_is_copied_and_pickled_after_training(tmp_path: Path) -> None:
     L.seed_everything(0)
     module = Host(linear_net())
@@ -543,6 +589,26 @@ def test_validation_loaders_that_are_read_together_give_their_batches_together(m
     trainer.fit(Joint(linear_net()), loaders()["train_dataloaders"], CombinedLoader(held_out, mode))
     judged = [e for e in events(tmp_path) if e["from"] == "ACTIVE"]
     assert judged and {e["figures"]["batches"] for e in judged} == {4 if mode == "min_size" else 8}
+
+
+def test_a_validation_step_that_runs_in_a_validation_alone_is_refused_with_the_way_out(tmp_path: Path) -> None:
+    """All that one saw was `no attribute 'seen'`, an epoch later than the code had worked."""
+
+    class Collects(Host):
+        def on_validation_epoch_start(self) -> None:
+            self.seen: list[Any] = []
+
+        def validation_step(self, batch: Any, batch_idx: int) -> Tensor:
+            self.seen.append(batch_idx)
+            return super().validation_step(batch, batch_idx)
+
+        def on_validation_epoch_end(self) -> None:
+            del self.seen
+
+    with pytest.raises(RuntimeError, match=r"between two epochs.*'seen'.*`loss_fn="):
+        train(tmp_path, Collects(linear_net()), quick())
+    train(tmp_path, Collects(linear_net()), quick(loss_fn=lambda module, batch: module.loss(batch)), max_epochs=4)
+    assert any("lower" in e["figures"] for e in events(tmp_path))
 
 
 @pytest.mark.parametrize("use", ["validate", "test", "predict"])
@@ -829,13 +895,15 @@ def test_a_pair_that_the_first_batches_leave_out_is_confirmed_by_a_later_one(tmp
     assert ("net.2", "DORMANT", "LOADING") in {move[1:] for move in moves(tmp_path)}
 
 
-def test_a_pair_that_never_runs_is_refused_in_the_end(tmp_path: Path) -> None:
+def test_a_pair_that_never_runs_is_refused_in_the_end(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     class Unused(Host):
         def __init__(self) -> None:
             super().__init__(linear_net())
             self.never = linear_net()
 
     module, morpho = Unused(), quick(blueprint=BlueprintConfig(kind="span"))
-    with pytest.warns(UserWarning, match=r"`never.2` stays as it is.*not called in the steps watched"):
+    told = pytest.warns(UserWarning, match=r"`never.2` stays as it is.*not called in the steps watched")
+    with told, caplog.at_level("INFO", "lightning.pytorch"):
         make_trainer(tmp_path, morpho, max_epochs=6).fit(module, **loaders())
+    assert caplog.text.count("['never.2'] did not run in the first step") == 1
     assert {move[1] for move in moves(tmp_path)} == {"net.2"}

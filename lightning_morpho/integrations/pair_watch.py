@@ -27,6 +27,11 @@ class PairWatch:
         self._left = MOST_BATCHES if unconfirmed(model) else 0
         self._probe: PairProbe | None = None
 
+    @property
+    def waiting(self) -> list[str]:
+        """Consumers of the pairs that are still to be decided; none grows before that."""
+        return sorted(unconfirmed(self.model)) if self._left else []
+
     def open(self) -> None:
         """Watch the next batch, if anything is left to find out."""
         if self._left:

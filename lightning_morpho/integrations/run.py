@@ -23,7 +23,7 @@ from lightning_morpho.integrations.compilation import allow_recompilations, is_c
 from lightning_morpho.integrations.description import describe_run
 from lightning_morpho.integrations.duration import few_ticks, tick_steps, total_steps
 from lightning_morpho.integrations.journal import Journal
-from lightning_morpho.integrations.pair_watch import PairWatch
+from lightning_morpho.integrations.pair_watch import MOST_BATCHES, PairWatch
 from lightning_morpho.integrations.ranks import gather_objects
 from lightning_morpho.integrations.reporting import Reporter
 from lightning_morpho.integrations.rollout import TrainerRollout
@@ -211,6 +211,11 @@ class GrowthRun:
         refused = self._pairs.close()
         if refused is not None:
             self._tell_pairs(refused)
+        if not self._batches and self._pairs.waiting:
+            rank_zero_info(
+                f"MorphoCallback: {self._pairs.waiting} did not run in the first step, so the pairs proposed there are "
+                f"neither confirmed nor refused: they are watched for {MOST_BATCHES} batches, and do not grow yet."
+            )
         if self.engine.budget.wanted:
             self._meter.close()
             self.engine.budget.positions = _summed(gather_objects(self._positions))

@@ -176,7 +176,13 @@ def run_validation_step(pl_module: LightningModule, batch: Any, monitor: str) ->
         Its loss, None if there is none, and what it logged.
     """
     with muted_log(pl_module) as logged:
-        loss = loss_of(call_step(pl_module.validation_step, batch))
+        try:
+            loss = loss_of(call_step(pl_module.validation_step, batch))
+        except AttributeError as error:
+            raise RuntimeError(
+                f"`validation_step` can't be run between two epochs, where seeds are judged by it: {error}. What it "
+                "needs must not begin and end with a validation; or give `loss_fn=(module, batch) -> loss` to the callback."
+            ) from error
     if loss is None and monitor in logged:
         loss = torch.as_tensor(logged[monitor])
     return loss, logged
