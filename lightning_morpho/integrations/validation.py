@@ -181,7 +181,7 @@ def run_validation_step(pl_module: LightningModule, batch: Any, monitor: str) ->
         except AttributeError as error:
             raise RuntimeError(
                 f"`validation_step` can't be run between two epochs, where seeds are judged by it: {error}. What it "
-                "needs must not begin and end with a validation; or give `loss_fn=(module, batch) -> loss` to the callback."
+                "needs must outlast a validation; or give the callback `loss_fn=(module, batch) -> loss`."
             ) from error
     if loss is None and monitor in logged:
         loss = torch.as_tensor(logged[monitor])
