@@ -21,7 +21,7 @@ class Moments(NamedTuple):
     Attributes:
         seen: Positions, int64, a scalar.
         mean: Mean of each feature, ``(D,)``.
-        m2: Sum of its squared deviations from the mean, ``(D,)``.
+        m2: Sum of its squared deviations from the mean, ``(D,)``; rounding may leave a little less than zero.
         largest: Its largest value, ``(D,)``; minus infinity before any.
     """
 
@@ -99,9 +99,13 @@ def _add_rows_(seen: Tensor, mean: Tensor, m2: Tensor, largest: Tensor, rows: Te
         m2 += deviation.square_().sum(0)
         torch.maximum(largest, block.amax(0), out=largest)
     total = torch.stack(sums).sum(0) if len(sums) > 1 else sums[0]
-    change = total / (before + len(rows))
-    m2.addcmul_(total, change, value=-1).clamp_(min=0)
-    torch.add(origin, change, out=mean)
+    change, share = total, 1.0
+    if isinstance(before, Tensor):
+        change = total / (before + len(rows))
+    else:  # a number is part of the operations that follow
+        share = 1 / (before + len(rows))
+    m2.addcmul_(total, change, value=-share)
+    torch.add(origin, change, alpha=share, out=mean)
     seen += len(rows)
 
 

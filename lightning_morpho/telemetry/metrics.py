@@ -91,7 +91,7 @@ class ChunkStatistics(ChunkMetric):
         """``mean``, ``variance`` (mean over the chunk's features), ``silent``, ``activation_norm``, each ``(N,)``."""
         count, mean, m2, largest = self.moments()
         none = torch.where(count > 0, 0.0, torch.nan)
-        variance = m2 / count.clamp(min=1)
+        variance = m2.clamp(min=0) / count.clamp(min=1)
         length = self.chunks.reduce_sum(mean.square() + variance).sqrt()
         return {
             "mean": self.chunks.reduce_mean(mean) + none,
