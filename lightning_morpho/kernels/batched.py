@@ -75,7 +75,6 @@ def backward_(
     *,
     sparse: bool,
     needs_weights: bool,
-    copy: bool = False,
 ) -> list[Tensor] | None:
     """Gradients of :func:`forward_` of one bed.
 
@@ -85,18 +84,15 @@ def backward_(
         active: As there.
         source: What the seeds read: whole, or what :func:`forward_` kept.
         grad: Gradient of its result.
-        base: What the gradient of ``source`` adds to. Here ``out`` holds it already, unless ``copy``.
+        base: What the gradient of ``source`` adds to. Here ``out`` holds it already.
         out: The gradient of ``source``, None if that is not needed.
         sparse: As there.
         needs_weights: Whether the gradients of the weights are needed.
-        copy: Whether ``out`` holds nothing yet, and gets ``grad`` where nothing lives.
 
     Returns:
         Gradients of the weights, None if they are not needed.
     """
     grads = [torch.zeros_like(w) if sparse else torch.empty_like(w) for w in weights] if needs_weights else None
-    if copy and out is not None:
-        out.copy_(grad)
     columns = networks.columns(grad)
     for index, (group, rows, alpha) in enumerate(_groups(networks, active, sparse)):
         x = source[index] if isinstance(source, list) else _take(networks.columns(source), group, rows)

@@ -53,16 +53,14 @@ class Launcher:
             with torch.cuda.device(device):  # Triton starts on the current one, wherever the tensors lie
                 self(grid, tensors, numbers, warps, stages)
             return
-        places = [t.data_ptr() for t in tensors]
-        kinds = tuple([t.dtype for t in tensors]), tuple([place % 16 == 0 for place in places])
-        key = (grid, numbers, kinds, device.index, warps, stages)
-        start = self._built.get(key)
-        if start is None:
+        kinds = tuple([(t.dtype, t.data_ptr() % 16 == 0) for t in tensors])
+        key = (numbers, kinds, device.index, warps, stages)
+        built = self._built.get(key)
+        if built is None:
             if len(self._built) >= _MOST_KINDS:
                 self._built.clear()
-            built = self._kernel[grid](*tensors, *numbers, num_warps=warps, num_stages=stages)
-            if built is not None:  # the interpreter, which runs without a GPU, gives None
-                self._built[key] = built[(grid[0], grid[1], 1)]
+            # The interpreter, which runs without a GPU, gives None here.
+            self._built[key] = self._kernel[grid](*tensors, *numbers, num_warps=warps, num_stages=stages)
         else:
-            # Triton would look for the stream in Python, and ask the driver where each tensor lies.
-            start(*places, *numbers, stream=torch._C._cuda_getCurrentRawStream(device.index))
+            stream = torch._C._cuda_getCurrentRawStream(device.index)  # Triton would look for it in Python
+            built[(grid[0], grid[1], 1)](*tensors, *numbers, stream=stream)

@@ -113,10 +113,11 @@ class _Work:
         """Gradients of ``y`` and of all weights, None where ``needs`` has no use for them."""
         out: Tensor | None = None
         base = grad
-        # Each bed reads and writes its own chunks alone; the first one copies all others beside that.
-        apart = self.in_place and self.sparse
-        if needs[0]:
-            base, out = (grad, torch.empty_like(grad)) if apart else self._start(grad)
+        if needs[0] and self.in_place and self.sparse:
+            # Each bed reads and writes its own chunks alone: one copy will do.
+            grad = base = out = grad.clone()
+        elif needs[0]:
+            base, out = self._start(grad)
         grads: list[Tensor | None] = [out]
         groups = len(kept) // len(self.active)
         for index, active in enumerate(self.active):
@@ -124,10 +125,10 @@ class _Work:
             source = list(kept[groups * index : groups * (index + 1)]) if self.in_place else kept[0]
             found = self.kernels.backward_(
                 self.networks, list(weights[span]), active, source, grad, base, out,
-                sparse=self.sparse, needs_weights=any(needs[1:][span]), copy=apart and needs[0] and index == 0,
+                sparse=self.sparse, needs_weights=any(needs[1:][span]),
             )  # fmt: skip
             grads += found if found is not None else [None] * 3
-            base = grad if out is None or apart else out
+            base = grad if out is None else out
         return grads
 
 

@@ -17,7 +17,8 @@ from torch import Tensor
 from lightning_morpho.kernels.active import ActiveSet
 from lightning_morpho.kernels.geometry import ChunkMLPs, Layout, layout_of
 from lightning_morpho.kernels.launch import Launcher, power_of_two
-from lightning_morpho.kernels.triton_chunks import backward_kernel, finish_kernel, forward_kernel
+from lightning_morpho.kernels.triton_direct import direct_backward_kernel, direct_forward_kernel
+from lightning_morpho.kernels.triton_mlp import backward_kernel, finish_kernel, forward_kernel
 
 SPARSE_BELOW = 0.6
 """Share of live chunks below which tiles are packed from live chunks alone, at the price of narrower loads."""
@@ -26,6 +27,7 @@ WRITES_ALL = True
 
 
 _FORWARD, _BACKWARD, _FINISH = Launcher(forward_kernel), Launcher(backward_kernel), Launcher(finish_kernel)
+_DIRECT_FORWARD, _DIRECT_BACKWARD = Launcher(direct_forward_kernel), Launcher(direct_backward_kernel)
 
 
 class _Launch(NamedTuple):
@@ -42,16 +44,12 @@ BACKWARD = {32: _Launch(64, 4, 3, 528), 64: _Launch(128, 8, 2, 528)}
 """The best found on an H200, by the columns of a tile."""
 
 FEW_TILES = 32
-"""Tiles below which half as many programs are faster, and in a forward pass of live chunks alone fewer rows a step."""
-FEW_ROWS = 32
-"""These rows."""
+"""Tiles below which half as many programs are faster."""
 DIRECT_WIDTH = 4
 """Widest chunk, half the most hidden units, that is computed without the matrix units where features lie apart, as in
 convolutions with channels first: these would multiply mostly zeros. Next to each other, tiles are read better."""
 DIRECT_BLOCK = 2048
 """Activations that a program of these kernels handles at a time."""
-COPY_BYTES, COPY_PROGRAMS = 2048, 528
-"""Bytes of a row that a program copies of a gradient where nothing lives, and how many programs do."""
 
 
 class _Tiling(NamedTuple):
@@ -105,7 +103,6 @@ class _Flags(NamedTuple):
         own: The kernel's own switches.
         precision: Of the products, as Triton calls it.
         direct: Whether to do without the matrix units, a chunk a program.
-        copy: Whether to copy what is not live beside it.
     """
 
     layout: Layout
@@ -114,43 +111,22 @@ class _Flags(NamedTuple):
     own: tuple[bool, ...]
     precision: str
     direct: bool
-    copy: bool
-
-
-def _precision(dtype: torch.dtype) -> str:
-    """How the matrix units multiply, as Triton calls it."""
-    if dtype is not torch.float32:
-        return "ieee"
-    return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "tf32x3"
 
 
 def _flags(
-    networks: ChunkMLPs,
-    like: Tensor,
-    sparse: bool,
-    own: tuple[bool, ...],
-    kept: Tensor | None = None,
-    copy: bool = False,
+    networks: ChunkMLPs, like: Tensor, sparse: bool, own: tuple[bool, ...], kept: Tensor | None = None
 ) -> _Flags:
     """What a launch depends on; ``kept`` was packed by the forward pass, whose layout may be another one."""
-    layout, widest = layout_of(networks.columns(like)), networks.chunks.max_width
+    layout, full, widest = layout_of(networks.columns(like)), like.dtype is torch.float32, networks.chunks.max_width
     assert layout is not None
+    precision = "ieee" if not full else "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "tf32x3"
     if kept is not None:
         direct = kept.ndim == 4
     elif widest > DIRECT_WIDTH or networks.hidden > 2 * DIRECT_WIDTH:
         direct = False
     else:
         direct = layout.feature_stride != 1
-    copy = copy and layout.feature_stride == 1 and _run(networks) * like.element_size() >= 8
-    return _Flags(layout, like.dtype, sparse, own, _precision(like.dtype), direct, copy)
-
-
-def _run(networks: ChunkMLPs) -> int:
-    """Features that lie next to each other, aligned, and live or die together."""
-    together = 0
-    for group in networks.chunks.groups:
-        together |= group.width
-    return together & -together
+    return _Flags(layout, like.dtype, sparse, own, precision, direct)
 
 
 def _tiling(networks: ChunkMLPs, active: ActiveSet, flags: _Flags, *, backward: bool) -> _Tiling:
@@ -166,13 +142,10 @@ def _tiling(networks: ChunkMLPs, active: ActiveSet, flags: _Flags, *, backward: 
         columns = max(16, power_of_two(max(wide * widths[0], narrow * widths[1])))
         units = max(16, power_of_two(hidden * (max(wide, narrow) if widths[1] else wide)))
     tiles = -(-counts[0] // wide), -(-counts[1] // narrow)
-    few = sum(tiles) < FEW_TILES
     block = min(launch.block, max(16, power_of_two(positions)))
-    if few and flags.sparse and not (backward or flags.direct):
-        block = min(block, FEW_ROWS)
     steps = -(-positions // block)
     splits = max(1, launch.programs // max(1, sum(tiles)))
-    if few:  # each of many programs would find its tile anew for a row or two
+    if sum(tiles) < FEW_TILES:  # each of many programs would find its tile anew for a row or two
         splits = max(1, splits // 2)
     elif not flags.sparse and active.share < 1:  # the live ones among these may be few
         splits *= 4
@@ -221,33 +194,19 @@ class _Start(NamedTuple):
 def _plan(networks: ChunkMLPs, active: ActiveSet, flags: _Flags, *, backward: bool) -> _Start:
     positions = flags.layout.positions
     t = _tiling(networks, active, flags, backward=backward)
+    kernels = (_DIRECT_FORWARD, _DIRECT_BACKWARD) if flags.direct else (_FORWARD, _BACKWARD)
     partials = _partials(t.splits, t.counts, t.widths, networks.hidden)
-    copies, copy_rows, copy_columns = _copies(networks, flags)
-    programs = sum(t.tiles) * t.splits
-    every = 1 + copies // max(1, programs)
     numbers = (
         positions, t.split_rows, *flags.layout[1:], sum(t.tiles), t.tiles[0], *t.counts, *t.boundary,
-        *((partials[0], networks.chunks.num_features, copy_rows, every) if backward else ()),
+        *((partials[0],) if backward else ()),
         networks.chunks.max_width, *t.widths, networks.hidden, *t.packs, t.columns, t.units, t.block,
-        networks.activation, flags.layout.inner == positions, flags.sparse, *flags.own,
-        *((copy_columns,) if backward else ()), flags.precision, flags.direct,
+        networks.activation, flags.layout.inner == positions, flags.sparse, *flags.own, flags.precision,
     )  # fmt: skip
     tile = (1, t.columns) if flags.direct else (t.columns,)  # told apart by the backward pass
-    stages = t.launch.stages if t.split_rows > t.block else 2  # a single step has nothing to load ahead
     return _Start(
-        _BACKWARD if backward else _FORWARD, (programs + copies, 1), numbers, t.launch.warps, stages,
+        kernels[backward], (sum(t.tiles) * t.splits, 1), numbers, t.launch.warps, t.launch.stages,
         (sum(t.tiles), positions, *tile), partials, t.splits,
     )  # fmt: skip
-
-
-def _copies(networks: ChunkMLPs, flags: _Flags) -> tuple[int, int, int]:
-    """Programs that copy what is not live, rows and columns of each; zeros without any."""
-    if not flags.copy:
-        return 0, 0, 0
-    columns = COPY_BYTES // flags.dtype.itemsize
-    blocks, positions = -(-networks.chunks.num_features // columns), flags.layout.positions
-    rows = 16 * -(-positions * blocks // (16 * COPY_PROGRAMS))
-    return blocks * -(-positions // rows), rows, columns
 
 
 def _partials(splits: int, counts: tuple[int, int], widths: tuple[int, int], hidden: int) -> tuple[int, int]:
@@ -272,12 +231,11 @@ def forward_(
     Arguments as for :func:`lightning_morpho.kernels.batched.forward_`; ``source``, ``base`` and ``out`` lie in
     memory alike. What it keeps is one tensor, for :func:`backward_` alone.
     """
-    own = (base is out, keep, base is source)
-    key = (source.shape, source.stride(), source.dtype, _precision(source.dtype), sparse, own)
-    start = active.launches.get(key)
+    flags = _flags(networks, source, sparse, (base is out, keep, base is source))
+    start = active.launches.get(flags)
     if start is None:
-        start = _plan(networks, active, _flags(networks, source, sparse, own), backward=False)
-        active.remember(key, start)
+        start = _plan(networks, active, flags, backward=False)
+        active.remember(flags, start)
     kept = [source.new_empty(start.kept)] if keep else []
     if start.grid[0]:
         tensors = (
@@ -298,31 +256,26 @@ def backward_(
     *,
     sparse: bool,
     needs_weights: bool,
-    copy: bool = False,
 ) -> list[Tensor] | None:
     """Gradients of :func:`forward_` of one bed.
 
     Arguments and result as for :func:`lightning_morpho.kernels.batched.backward_`; ``grad``, ``base``, ``out``
-    and a whole ``source`` lie in memory alike, and may be the same unless ``copy``.
+    and a whole ``source`` lie in memory alike, and may be the same.
     """
     whole, kept = (source[0], source[0]) if isinstance(source, list) else (source, None)
     own = (kept is not None, base is grad, out is not None, needs_weights)
-    form = 0 if kept is None else kept.ndim
-    key = (grad.shape, grad.stride(), grad.dtype, _precision(grad.dtype), sparse, own, form, copy)
-    prepared = active.launches.get(key)
+    flags = _flags(networks, grad, sparse, own, kept)
+    prepared = active.launches.get(flags)
     if prepared is None:
-        flags = _flags(networks, grad, sparse, own, kept, copy and active.share > 0)
         start = _plan(networks, active, flags, backward=True)
-        prepared = start, flags.copy, _finish_launch(networks, active, start, sparse)
-        active.remember(key, prepared)
-    start, copies, (finish_programs, finish_numbers) = prepared
-    if copy and not copies and out is not None:
-        out.copy_(grad)
+        prepared = start, _finish_launch(networks, active, start, sparse)
+        active.remember(flags, prepared)
+    start, (finish_programs, finish_numbers) = prepared
     partial = torch.empty(sum(start.partials) if needs_weights else 1, dtype=torch.float32, device=grad.device)
     if start.grid[0]:
         tensors = (
             whole, grad, base, grad if out is None else out,
-            partial, *weights, active.rows[0], active.rows[-1], active.alpha, active.places,
+            partial, *weights, active.rows[0], active.rows[-1], active.alpha,
         )  # fmt: skip
         start.kernel(start.grid, tensors, start.numbers, start.warps, start.stages)
     if not needs_weights:

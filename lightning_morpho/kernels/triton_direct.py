@@ -1,8 +1,8 @@
-"""One tile of chunks of a few features without the matrix units, for the kernels of :mod:`triton_chunks`.
+"""Device code for chunks of a few features, without the matrix units.
 
-These units would multiply mostly zeros, in float32 by three products each. Here a program takes some chunks and a
-block of rows, and does one hidden unit of each chunk after another, in float32 throughout. ``UNITS`` and ``PRECISION``
-are there because :mod:`triton_mlp` needs them.
+These would multiply mostly zeros, in float32 by three products each. Here a program takes some chunks and a block
+of rows, and does one hidden unit of each chunk after another, in float32 throughout. Its kernels take the
+arguments of those in :mod:`triton_mlp`; :mod:`lightning_morpho.kernels.triton` launches both.
 """
 
 # mypy: ignore-errors
@@ -14,6 +14,38 @@ import triton
 import triton.language as tl
 
 from lightning_morpho.kernels.triton_parts import activate, chunks_of, finite, position, slope
+
+
+@triton.jit
+def direct_forward_kernel(
+    source, base, out, kept, w_in, b_in, w_out, rows0, rows1, alpha,
+    positions, split_rows, inner, outer_stride, stride, feature_stride,
+    tiles, tiles0, count0, count1, first_feature1, first_chunk1,
+    PADDED: tl.constexpr, WIDTH0: tl.constexpr, WIDTH1: tl.constexpr, HIDDEN: tl.constexpr,
+    PACK0: tl.constexpr, PACK1: tl.constexpr, COLUMNS: tl.constexpr, UNITS: tl.constexpr, BLOCK: tl.constexpr,
+    ACTIVATION: tl.constexpr, FLAT: tl.constexpr, SPARSE: tl.constexpr, SKIP: tl.constexpr,
+    KEEP: tl.constexpr, SAME: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    tile = tl.program_id(0) % tiles
+    start = tl.program_id(0) // tiles * split_rows
+    stop = tl.minimum(start + split_rows, positions)
+    kept += tile.to(tl.int64) * positions * COLUMNS
+    if WIDTH1 > 0:
+        wide = tile < tiles0
+    else:
+        wide: tl.constexpr = True
+    if wide:
+        _forward_few(
+            source, base, out, kept, w_in, b_in, w_out, rows0, alpha, tile, start, stop, inner, outer_stride, stride,
+            feature_stride, 0, 0, count0, PADDED, WIDTH0, HIDDEN, PACK0, COLUMNS, BLOCK, ACTIVATION, FLAT, SPARSE,
+            SKIP, KEEP, SAME,
+        )  # fmt: skip
+    else:
+        _forward_few(
+            source, base, out, kept, w_in, b_in, w_out, rows1, alpha, tile - tiles0, start, stop, inner, outer_stride,
+            stride, feature_stride, first_feature1, first_chunk1, count1, PADDED, WIDTH1, HIDDEN, PACK1, COLUMNS,
+            BLOCK, ACTIVATION, FLAT, SPARSE, SKIP, KEEP, SAME,
+        )  # fmt: skip
 
 
 @triton.jit
@@ -46,13 +78,12 @@ def _unit_of(
 
 
 @triton.jit
-def forward_few(
+def _forward_few(
     source, base, out, kept, w_in, b_in, w_out, rows, alpha,
     tile, start, stop, inner, outer_stride, stride, feature_stride, first_feature, first_chunk, count,
-    PADDED: tl.constexpr, WIDTH: tl.constexpr, HIDDEN: tl.constexpr, PACK: tl.constexpr,
-    COLUMNS: tl.constexpr, UNITS: tl.constexpr, BLOCK: tl.constexpr, ACTIVATION: tl.constexpr,
-    FLAT: tl.constexpr, SPARSE: tl.constexpr, SKIP: tl.constexpr,
-    KEEP: tl.constexpr, SAME: tl.constexpr, PRECISION: tl.constexpr,
+    PADDED: tl.constexpr, WIDTH: tl.constexpr, HIDDEN: tl.constexpr, PACK: tl.constexpr, COLUMNS: tl.constexpr,
+    BLOCK: tl.constexpr, ACTIVATION: tl.constexpr, FLAT: tl.constexpr, SPARSE: tl.constexpr, SKIP: tl.constexpr,
+    KEEP: tl.constexpr, SAME: tl.constexpr,
 ):  # fmt: skip
     SIDE: tl.constexpr = COLUMNS // PACK
     chunk, _, live, strength, offset = _few_of(
@@ -83,13 +114,46 @@ def forward_few(
 
 
 @triton.jit
-def backward_few(
+def direct_backward_kernel(
+    source, grad, base, out, partial, w_in, b_in, w_out, rows0, rows1, alpha,
+    positions, split_rows, inner, outer_stride, stride, feature_stride,
+    tiles, tiles0, count0, count1, first_feature1, first_chunk1, partial1,
+    PADDED: tl.constexpr, WIDTH0: tl.constexpr, WIDTH1: tl.constexpr, HIDDEN: tl.constexpr,
+    PACK0: tl.constexpr, PACK1: tl.constexpr, COLUMNS: tl.constexpr, UNITS: tl.constexpr, BLOCK: tl.constexpr,
+    ACTIVATION: tl.constexpr, FLAT: tl.constexpr, SPARSE: tl.constexpr, KEPT: tl.constexpr, SAME: tl.constexpr,
+    INPUT: tl.constexpr, WEIGHTS: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Each program does ``BLOCK`` rows: ``split_rows`` is as many."""
+    tile = tl.program_id(0) % tiles
+    split = tl.program_id(0) // tiles
+    start = split * split_rows
+    if KEPT:
+        source += tile.to(tl.int64) * positions * COLUMNS
+    if WIDTH1 > 0:
+        wide = tile < tiles0
+    else:
+        wide: tl.constexpr = True
+    if wide:
+        _backward_few(
+            source, grad, base, out, partial, w_in, b_in, w_out, rows0, alpha, tile, split, start, positions, inner,
+            outer_stride, stride, feature_stride, 0, 0, count0, PADDED, WIDTH0, HIDDEN, PACK0, COLUMNS, BLOCK,
+            ACTIVATION, FLAT, SPARSE, KEPT, SAME, INPUT, WEIGHTS,
+        )  # fmt: skip
+    else:
+        _backward_few(
+            source, grad, base, out, partial + partial1, w_in, b_in, w_out, rows1, alpha, tile - tiles0, split, start,
+            positions, inner, outer_stride, stride, feature_stride, first_feature1, first_chunk1, count1, PADDED,
+            WIDTH1, HIDDEN, PACK1, COLUMNS, BLOCK, ACTIVATION, FLAT, SPARSE, KEPT, SAME, INPUT, WEIGHTS,
+        )  # fmt: skip
+
+
+@triton.jit
+def _backward_few(
     source, grad, base, out, partial, w_in, b_in, w_out, rows, alpha,
     tile, split, start, stop, inner, outer_stride, stride, feature_stride, first_feature, first_chunk, count,
-    PADDED: tl.constexpr, WIDTH: tl.constexpr, HIDDEN: tl.constexpr, PACK: tl.constexpr,
-    COLUMNS: tl.constexpr, UNITS: tl.constexpr, BLOCK: tl.constexpr, ACTIVATION: tl.constexpr,
-    FLAT: tl.constexpr, SPARSE: tl.constexpr, KEPT: tl.constexpr, SAME: tl.constexpr,
-    INPUT: tl.constexpr, WEIGHTS: tl.constexpr, PRECISION: tl.constexpr,
+    PADDED: tl.constexpr, WIDTH: tl.constexpr, HIDDEN: tl.constexpr, PACK: tl.constexpr, COLUMNS: tl.constexpr,
+    BLOCK: tl.constexpr, ACTIVATION: tl.constexpr, FLAT: tl.constexpr, SPARSE: tl.constexpr, KEPT: tl.constexpr,
+    SAME: tl.constexpr, INPUT: tl.constexpr, WEIGHTS: tl.constexpr,
 ):  # fmt: skip
     SIDE: tl.constexpr = COLUMNS // PACK
     chunk, valid, live, strength, offset = _few_of(

@@ -1,4 +1,4 @@
-"""One tile of the fused chunk networks by the matrix units, for the kernels of :mod:`triton_chunks`."""
+"""Device code of the fused chunk networks by the matrix units; :mod:`lightning_morpho.kernels.triton` launches it."""
 
 # mypy: ignore-errors
 # ruff: noqa: D103, SIM108
@@ -35,7 +35,40 @@ def _tile_of(
 
 
 @triton.jit
-def forward_tile(
+def forward_kernel(
+    source, base, out, kept, w_in, b_in, w_out, rows0, rows1, alpha,
+    positions, split_rows, inner, outer_stride, stride, feature_stride,
+    tiles, tiles0, count0, count1, first_feature1, first_chunk1,
+    PADDED: tl.constexpr, WIDTH0: tl.constexpr, WIDTH1: tl.constexpr, HIDDEN: tl.constexpr,
+    PACK0: tl.constexpr, PACK1: tl.constexpr, COLUMNS: tl.constexpr, UNITS: tl.constexpr, BLOCK: tl.constexpr,
+    ACTIVATION: tl.constexpr, FLAT: tl.constexpr, SPARSE: tl.constexpr, SKIP: tl.constexpr,
+    KEEP: tl.constexpr, SAME: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """One tile and one split of the rows a program; the tiles of wide chunks come before those of narrow ones."""
+    tile = tl.program_id(0) % tiles
+    start = tl.program_id(0) // tiles * split_rows
+    stop = tl.minimum(start + split_rows, positions)
+    kept += tile.to(tl.int64) * positions * COLUMNS
+    if WIDTH1 > 0:
+        wide = tile < tiles0
+    else:
+        wide: tl.constexpr = True
+    if wide:
+        _forward_tile(
+            source, base, out, kept, w_in, b_in, w_out, rows0, alpha, tile, start, stop, inner, outer_stride, stride,
+            feature_stride, 0, 0, count0, PADDED, WIDTH0, HIDDEN, PACK0, COLUMNS, UNITS, BLOCK, ACTIVATION,
+            FLAT, SPARSE, SKIP, KEEP, SAME, PRECISION,
+        )  # fmt: skip
+    else:
+        _forward_tile(
+            source, base, out, kept, w_in, b_in, w_out, rows1, alpha, tile - tiles0, start, stop, inner, outer_stride,
+            stride, feature_stride, first_feature1, first_chunk1, count1, PADDED, WIDTH1, HIDDEN, PACK1, COLUMNS,
+            UNITS, BLOCK, ACTIVATION, FLAT, SPARSE, SKIP, KEEP, SAME, PRECISION,
+        )  # fmt: skip
+
+
+@triton.jit
+def _forward_tile(
     source, base, out, kept, w_in, b_in, w_out, rows, alpha,
     tile, start, stop, inner, outer_stride, stride, feature_stride, first_feature, first_chunk, count,
     PADDED: tl.constexpr, WIDTH: tl.constexpr, HIDDEN: tl.constexpr, PACK: tl.constexpr,
@@ -75,7 +108,42 @@ def forward_tile(
 
 
 @triton.jit
-def backward_tile(
+def backward_kernel(
+    source, grad, base, out, partial, w_in, b_in, w_out, rows0, rows1, alpha,
+    positions, split_rows, inner, outer_stride, stride, feature_stride,
+    tiles, tiles0, count0, count1, first_feature1, first_chunk1, partial1,
+    PADDED: tl.constexpr, WIDTH0: tl.constexpr, WIDTH1: tl.constexpr, HIDDEN: tl.constexpr,
+    PACK0: tl.constexpr, PACK1: tl.constexpr, COLUMNS: tl.constexpr, UNITS: tl.constexpr, BLOCK: tl.constexpr,
+    ACTIVATION: tl.constexpr, FLAT: tl.constexpr, SPARSE: tl.constexpr, KEPT: tl.constexpr, SAME: tl.constexpr,
+    INPUT: tl.constexpr, WEIGHTS: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Work divided as in the forward kernel; ``partial1`` is where the partial gradients of narrow chunks start."""
+    tile = tl.program_id(0) % tiles
+    split = tl.program_id(0) // tiles
+    start = split * split_rows
+    stop = tl.minimum(start + split_rows, positions)
+    if KEPT:
+        source += tile.to(tl.int64) * positions * COLUMNS
+    if WIDTH1 > 0:
+        wide = tile < tiles0
+    else:
+        wide: tl.constexpr = True
+    if wide:
+        _backward_tile(
+            source, grad, base, out, partial, w_in, b_in, w_out, rows0, alpha, tile, split, start, stop, inner,
+            outer_stride, stride, feature_stride, 0, 0, count0, PADDED, WIDTH0, HIDDEN, PACK0, COLUMNS, UNITS, BLOCK,
+            ACTIVATION, FLAT, SPARSE, KEPT, SAME, INPUT, WEIGHTS, PRECISION,
+        )  # fmt: skip
+    else:
+        _backward_tile(
+            source, grad, base, out, partial + partial1, w_in, b_in, w_out, rows1, alpha, tile - tiles0, split, start,
+            stop, inner, outer_stride, stride, feature_stride, first_feature1, first_chunk1, count1, PADDED, WIDTH1,
+            HIDDEN, PACK1, COLUMNS, UNITS, BLOCK, ACTIVATION, FLAT, SPARSE, KEPT, SAME, INPUT, WEIGHTS, PRECISION,
+        )  # fmt: skip
+
+
+@triton.jit
+def _backward_tile(
     source, grad, base, out, partial, w_in, b_in, w_out, rows, alpha,
     tile, split, start, stop, inner, outer_stride, stride, feature_stride, first_feature, first_chunk, count,
     PADDED: tl.constexpr, WIDTH: tl.constexpr, HIDDEN: tl.constexpr, PACK: tl.constexpr,
@@ -140,3 +208,48 @@ def backward_tile(
         tl.store(slot + HIDDEN * WIDTH + u, d_b, mask=live_j)
         d_out *= alpha_k[None, :]
         tl.store(slot[:, None] + (HIDDEN * (WIDTH + 1) + u)[:, None] + ((k % WIDTH) * HIDDEN)[None, :], d_out, mask=own)
+
+
+@triton.jit
+def finish_kernel(
+    partial, places, alpha, d_w_in, d_b_in, d_w_out, chunks, splits, count0, count1, first_chunk1, partial1,
+    PADDED: tl.constexpr, WIDTH0: tl.constexpr, WIDTH1: tl.constexpr, HIDDEN: tl.constexpr, SPARSE: tl.constexpr,
+    BLOCK: tl.constexpr, SPLITS: tl.constexpr,
+):  # fmt: skip
+    """Add up the splits' partial gradients; dormant chunks and the padding of narrow ones get zero."""
+    EACH: tl.constexpr = HIDDEN * (2 * PADDED + 1)
+    e = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    chunk = e // EACH
+    r = e % EACH
+    inside = chunk < chunks
+    wide = chunk < first_chunk1
+    width = tl.where(wide, WIDTH0, WIDTH1)
+    count = tl.where(wide, count0, count1)
+    live = inside & (tl.load(alpha + chunk, mask=inside, other=0.0) > 0)
+    if SPARSE:
+        place = tl.load(places + chunk, mask=live, other=0)
+    else:
+        place = tl.where(wide, chunk, chunk - first_chunk1)
+    in_w_in = r < HIDDEN * PADDED
+    in_b_in = (r >= HIDDEN * PADDED) & (r < HIDDEN * (PADDED + 1))
+    in_w_out = r >= HIDDEN * (PADDED + 1)
+    q = r - HIDDEN * (PADDED + 1)
+    column = tl.where(in_w_in, r % PADDED, tl.where(in_b_in, 0, q // HIDDEN))
+    at = tl.where(
+        in_w_in,
+        (r // PADDED) * width + column,
+        tl.where(in_b_in, HIDDEN * width + r - HIDDEN * PADDED, HIDDEN * (width + 1) + q),
+    )
+    live &= column < width
+    start = tl.where(wide, 0, partial1).to(tl.int64) + place * (HIDDEN * (2 * width + 1)) + at
+    step = count * (HIDDEN * (2 * width + 1))
+    total = tl.zeros((BLOCK,), tl.float32)
+    splits = tl.where(tl.max(live.to(tl.int32), 0) > 0, splits, 0)
+    for first in range(0, splits, SPLITS):  # several at a time: one after another is a chain of waits
+        split = first + tl.arange(0, SPLITS)
+        mask = (split < splits)[:, None] & live[None, :]
+        term = tl.load(partial + split.to(tl.int64)[:, None] * step[None, :] + start[None, :], mask=mask, other=0.0)
+        total += tl.sum(term, 0)
+    tl.store(d_w_in + chunk * (HIDDEN * PADDED) + r, total, mask=inside & in_w_in)
+    tl.store(d_b_in + chunk * HIDDEN + r - HIDDEN * PADDED, total, mask=inside & in_b_in)
+    tl.store(d_w_out + chunk * (HIDDEN * PADDED) + q, total, mask=inside & in_w_out)
