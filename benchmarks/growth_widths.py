@@ -3,9 +3,10 @@
 python benchmarks/growth_widths.py --data DIR [--tasks letter,vowel] [--seeds 24] [--device cuda]
 python benchmarks/growth_widths.py --report
 
-About six minutes on an H200; what stands in the results already is not run again. Results: `results/growth_widths.json`; the table is `docs/evidence/sizing.md`. The tables
-`digits.csv` (scikit-learn's `load_digits`, its label in the column `label`), `dna.csv` (mlbench) and `spam.csv`
-(kernlab) join those of `growth_tasks.py`.
+About six minutes on an H200; what stands in the results already is not run again. Results:
+`results/growth_widths.json`; the table is `docs/evidence/sizing.md`. The tables `digits.csv` (scikit-learn's
+`load_digits`, its label in the column `label`), `dna.csv` (mlbench) and `spam.csv` (kernlab) join those of
+`growth_tasks.py`.
 """
 
 from __future__ import annotations
@@ -235,10 +236,10 @@ HEAD = """# How to choose a size: what was tried
 Written by `python benchmarks/growth_widths.py --report`. Nets of one hidden layer, 24 random seeds (Fashion 12), three
 learning rates (Fashion two), 1 000 steps, as [elsewhere](README.md), but computed as one batch on an H200: 4 units are
 widened to 512, and at the cull *every* width on its path is trained to the end. So a rule can be judged by what became
-of the width that it would have chosen. Points minus those of the best static width, paired 95 % intervals ({count} rules on
-eleven tasks, not corrected), parameters over those of the reference, the narrowest static width within 0.5 points of
-the best. *Holds*: the interval lies above -0.5, and at most twice the reference's parameters. The rule was chosen on
-the four tasks that are shown; *elsewhere* counts those that were not used:
+of the width that it would have chosen. Points minus those of the best static width, paired 95 % intervals ({count}
+rules on eleven tasks, not corrected), parameters over those of the reference, the narrowest static width within 0.5
+points of the best. *Holds*: the interval lies above -0.5, and at most twice the reference's parameters. The rule was
+chosen on the four tasks that are shown; *elsewhere* counts those that were not used:
 {others}.
 
 """
