@@ -28,8 +28,10 @@ from lightning_morpho.sizing import assess
 from lightning_morpho.tamiyo import Assessment, Germinate, LayerView
 
 STEPS, BATCH, EVERY = 1000, 128, 20
-CHOSEN_ON = ("linear", "letter", "letter8", "letter3", "fashion")
-OTHERS = ("letter2", "satellite", "vowel", "teacher", "shuttle", "mnist1d", "python_gpt")
+ALL = (
+    *("linear", "letter", "letter8", "letter3", "letter2", "satellite", "shuttle", "vowel", "teacher", "mnist1d"),
+    *("fashion", "python_gpt"),
+)
 HOSTS = {"linear": 8, "mnist1d": 3}
 RATES: Mapping[str, Sequence[float]] = {"fashion": (0.003, 0.01)}
 RESULTS = Path(__file__).parent / "results" / "growth_whether.json"
@@ -67,6 +69,11 @@ def course(task: Task, width: int, rate: float, seed: int) -> list[Assessment]:
     return answers
 
 
+def rounded(answer: Assessment) -> dict[str, Any]:
+    """An answer as plain values, to five digits."""
+    return {key: float(f"{v:.5g}") if isinstance(v, float) else v for key, v in asdict(answer).items()}
+
+
 def grown_at(answers: Sequence[Assessment]) -> int | None:
     """The step at which the default policy would grow, None if it would not."""
     view = LayerView(
@@ -96,7 +103,7 @@ def examine(name: str, data: Path, seeds: int) -> list[dict[str, Any]]:
     """All rates of a task: the answers of each host."""
     task = TASKS[name](data)
     return [
-        {"rate": rate, "seed": seed, "answers": [asdict(a) for a in course(task, HOSTS.get(name, 4), rate, seed)]}
+        {"rate": rate, "seed": seed, "answers": [rounded(a) for a in course(task, HOSTS.get(name, 4), rate, seed)]}
         for rate in RATES.get(name, (0.01, 0.03))
         for seed in range(seeds)
     ]
@@ -105,12 +112,11 @@ def examine(name: str, data: Path, seeds: int) -> list[dict[str, Any]]:
 def section(tasks: Mapping[str, Any]) -> str:
     """The table, in Markdown."""
     lines = ["| task | rate | at 2 %: new, own | at 10 %: new, own | grown at |", "| --- | --- | --- | --- | --- |"]
-    for name in (*CHOSEN_ON, *OTHERS):
-        star = "" if name in CHOSEN_ON else " *"
+    for name in ALL:
         for rate in sorted({run["rate"] for run in tasks.get(name, ())}):
             runs = [[Assessment(**a) for a in run["answers"]] for run in tasks[name] if run["rate"] == rate]
             cells = [_median(runs, step) for step in (STEPS // 50, STEPS // 10)]
-            lines.append(f"| {' | '.join([name + star, str(rate), *cells, _moments(runs)])} |")
+            lines.append(f"| {' | '.join([name, str(rate), *cells, _moments(runs)])} |")
     return "\n".join(lines)
 
 
@@ -132,7 +138,7 @@ def main() -> None:
     """Run the tasks; what stands in the results already is not run again."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path(__file__).parent / "data")
-    parser.add_argument("--tasks", default=",".join((*CHOSEN_ON, *OTHERS)))
+    parser.add_argument("--tasks", default=",".join(ALL))
     parser.add_argument("--seeds", type=int, default=4, help="of the linear task three times as many")
     parser.add_argument("--json", type=Path, default=RESULTS)
     options = parser.parse_args()
@@ -143,7 +149,7 @@ def main() -> None:
         if name in done:
             continue
         done[name] = examine(name, options.data, options.seeds * (3 if name == "linear" else 1))
-        options.json.write_text(json.dumps(context(start) | {"tasks": done}, indent=1) + "\n", encoding="utf-8")
+        options.json.write_text(json.dumps(context(start) | {"tasks": done}) + "\n", encoding="utf-8")
         print(name, flush=True)
     print(section(done))
 

@@ -45,7 +45,8 @@ class AutoSize(Tamiyo):
 
     New units must explain more than two standard errors. Beside that, of all that can be explained at least the part
     ``explains`` must be theirs alone; or what the host can still explain by learning no longer halves while training
-    doubles, so that learning alone won't do. How much of the residual is noise matters to neither.
+    doubles, so that learning alone won't do (then it is enough if new units explained more at any time since half of
+    the steps). How much of the residual is noise matters to neither.
 
     Where the length of training is unknown, the host is asked until the validation loss has stalled, and the size is
     chosen when it has stalled again. Without validation nothing can be sized: everything that germinated is kept,
@@ -151,9 +152,11 @@ class AutoSize(Tamiyo):
 
     def _welcome(self, found: Assessment, all_found: Sequence[Assessment]) -> bool:
         """Whether new units would explain what learning alone won't."""
-        if found.share <= ERRORS * found.error:
-            return False
-        return found.part >= self.explains or _learns_slowly(found, all_found)
+        if found.part >= self.explains and _surely(found):
+            return True
+        same = [entry for entry in all_found if entry.layer == found.layer]
+        lately = [entry for entry in same if found.step <= 2 * entry.step]
+        return any(map(_surely, lately)) and _learns_slowly(found, same)
 
     def _time_to_grow(self, observation: Observation) -> bool:
         if observation.total_steps is not None and observation.step < self.at * observation.total_steps:
@@ -197,9 +200,14 @@ def _asked_now(observation: Observation) -> Sequence[Assessment] | None:
     return [entry for entry in found if entry.step == observation.step] or None
 
 
-def _learns_slowly(found: Assessment, all_found: Sequence[Assessment]) -> bool:
+def _surely(found: Assessment) -> bool:
+    """Whether new units would explain more than chance does."""
+    return found.share > ERRORS * found.error
+
+
+def _learns_slowly(found: Assessment, same: Sequence[Assessment]) -> bool:
     """Whether what the host can still explain fell more slowly than one over the steps, since half of them."""
-    before = [entry for entry in all_found if entry.layer == found.layer and 2 * entry.step <= found.step]
+    before = [entry for entry in same if 2 * entry.step <= found.step]
     return bool(before) and found.promise * found.step >= before[-1].promise * before[-1].step
 
 

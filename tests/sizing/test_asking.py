@@ -84,6 +84,13 @@ def test_a_host_whose_learning_slows_down_is_helped():
     assert kinds(at(100, near)) == []
 
 
+def test_a_slow_host_is_helped_even_if_this_answer_is_unsure():
+    """In language modelling the answers are close to their errors: one of several would be missed."""
+    unsure, slow = said(120, 0.001, 0.7, error=0.001), said(50, -0.01, 0.8)
+    assert kinds(at(120, [slow, said(60, 0.02, 0.7), unsure])) == GROWS
+    assert kinds(at(120, [said(50, 0.02, 0.8), said(60, -0.01, 0.7), unsure])) == []  # that was long ago
+
+
 def test_the_last_answer_is_final():
     never = [said(step, -0.01, 0.5) for step in (50, 100, 150)]
     assert kinds(at(200, never)) == ASKS
