@@ -9,6 +9,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
@@ -42,6 +43,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "between": {},
     "between_resumed": {},
     "between_alone": {},
+    "scaled": {},
     "fsdp2": {},
     "fsdp2_resumed": {},
     "fsdp2_newborn": {},
@@ -90,6 +92,17 @@ class BreaksOnOneRank(L.Callback):
         if trainer.global_step == 45 and trainer.global_rank == trainer.world_size - 1:
             with torch.no_grad():
                 pl_module.get_submodule("net.0").get_parameter("weight").fill_(torch.inf)
+
+
+class Overflows(L.Callback):
+    """Gives one rank alone a bed's gradient that its scaler finds too large, four steps in a row."""
+
+    def on_after_backward(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        beds = hybrid_layers(pl_module)["net.0"].morpho.live_beds()
+        if beds and 12 <= trainer.fit_loop.epoch_loop.total_batch_idx < 16 and trainer.global_rank == 0:
+            gradient = beds[0].get_parameter("w_out").grad
+            assert gradient is not None
+            gradient.fill_(torch.inf)
 
 
 class Kill(L.Callback):
@@ -173,6 +186,8 @@ def run(variant: str, out: Path) -> None:
         telemetry = TelemetryConfig(every_n_steps=2, table=False)
         starvation = StarvationConfig(every_n_steps=2, looks=5)
         callback = quick(layers=LayersConfig(num_seeds=2), every_n_steps=15, telemetry=telemetry, starvation=starvation)
+    if variant == "scaled":
+        options["plugins"] = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=2.0**8))
     states = Weights(save=sharded or variant == "between")
     trainer = make_trainer(
         out / variant,
@@ -180,6 +195,7 @@ def run(variant: str, out: Path) -> None:
         states,
         *([BreaksOnOneRank()] if variant == "rolled_back" else []),
         *([Kill()] if "starved" in variant else []),
+        *([Overflows()] if variant == "scaled" else []),
         strategy=strategy,
         devices=ranks,
         max_epochs=7 * ranks if variant == "random_events" else 6,

@@ -16,7 +16,7 @@ from hosts import assert_equal
 
 pytestmark = pytest.mark.slow
 
-DDP = ["plain", "static_graph", "accumulation", "random_events", "rolled_back", "uneven", "between"]
+DDP = ["plain", "static_graph", "accumulation", "random_events", "rolled_back", "uneven", "between", "scaled"]
 
 
 def launch(out: Path, variants: list[str], ranks: int = 2, script: str = "ddp_run.py") -> dict[str, Any]:

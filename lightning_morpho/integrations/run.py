@@ -27,7 +27,7 @@ from lightning_morpho.integrations.pair_watch import MOST_BATCHES, PairWatch
 from lightning_morpho.integrations.ranks import gather_objects
 from lightning_morpho.integrations.reporting import Reporter
 from lightning_morpho.integrations.rollout import TrainerRollout
-from lightning_morpho.integrations.scaling import tell_loss_scale
+from lightning_morpho.integrations.scaling import agree_on_overflow, tell_loss_scale
 from lightning_morpho.integrations.sharding import reshard_
 from lightning_morpho.integrations.sizing import HeldOutSizer
 from lightning_morpho.integrations.tick_clock import TickClock
@@ -203,6 +203,7 @@ class GrowthRun:
 
     def settle_gradients(self, optimizer: Optimizer) -> None:
         """Average the gradients of live beds over the ranks; look at them once in a while."""
+        agree_on_overflow(self.trainer, optimizer)
         self.engine.optimizers.settle_gradients(optimizer)
         self._reporter.sampler.take_gradients(optimizer)
 
