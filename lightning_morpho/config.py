@@ -8,7 +8,9 @@ Hydra builds them through ``_target_``; in Python they are keyword arguments of
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from fnmatch import fnmatchcase
 from typing import Any, Literal
 
 from lightning_morpho.checks import (
@@ -62,6 +64,9 @@ class LayersConfig:
             budget may allocate there.
         pairs: Pairs of layers for ``span`` that the finder misses: each entry lists the name of the producer,
             of what stands between (modules, or operations such as ``"relu"``), and of the consumer.
+        kinds: Blueprints of single layers, by globs over module names (``{"decoder.*": "glu"}``); the first that
+            matches counts, all other layers take ``blueprint.kind``. A layer with a blueprint of its own is in no
+            pair, unless that is ``"auto"`` or ``"span"``.
     """
 
     include: tuple[str, ...] = ("*",)
@@ -69,6 +74,7 @@ class LayersConfig:
     num_seeds: int | Auto = AUTO
     beds: int = 1
     pairs: tuple[tuple[str, ...], ...] = ()
+    kinds: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "include", as_patterns(self.include, "layers.include"))
@@ -84,6 +90,9 @@ class LayersConfig:
         lists = all(isinstance(pair, (list, tuple)) and len(pair) >= 2 for pair in entries)
         check(lists, "layers.pairs", "a list of lists of at least two names", self.pairs)
         object.__setattr__(self, "pairs", tuple(tuple(pair) for pair in entries))
+        named = isinstance(self.kinds, Mapping) and all(map(is_name, (*self.kinds, *self.kinds.values())))
+        check(named, "layers.kinds", "names of blueprints by globs over module names", self.kinds)
+        object.__setattr__(self, "kinds", dict(self.kinds))
 
 
 @named_arguments
@@ -366,6 +375,17 @@ class MorphoConfig:
                 check_section(item.name, getattr(self, item.name), item.default_factory)
         check(is_name(self.model_id), "model_id", "a non-empty name", self.model_id)
         check(is_count(self.seed, 0), "seed", "a non-negative integer", self.seed)
+
+    def of_layer(self, name: str) -> MorphoConfig:
+        """These settings as they hold for one layer: with its own blueprint.
+
+        Example:
+            >>> config = MorphoConfig(layers=LayersConfig(kinds={"head*": "glu"}))
+            >>> config.of_layer("head.0").blueprint.kind, config.of_layer("body.0").blueprint.kind
+            ('glu', 'auto')
+        """
+        own = (kind for pattern, kind in self.layers.kinds.items() if fnmatchcase(name, pattern))
+        return replace(self, blueprint=replace(self.blueprint, kind=next(own, self.blueprint.kind)))
 
 
 _NO_FACTORY = MorphoConfig.__dataclass_fields__["seed"].default_factory

@@ -153,7 +153,8 @@ def reasons_against(model: nn.Module, config: MorphoConfig, rollout: LiveRollout
 def check_patterns(model: nn.Module, config: MorphoConfig) -> None:
     """Refuse patterns that match no layer, before anything else is looked at."""
     candidates = [n for n, m in model.named_modules() if is_eligible_type(type(m))]
-    for title, patterns in (("include", config.layers.include), ("exclude", config.layers.exclude)):
+    layers = config.layers
+    for title, patterns in (("include", layers.include), ("exclude", layers.exclude), ("kinds", layers.kinds)):
         for pattern in patterns:
             if pattern != "*" and not any(fnmatchcase(n, pattern) for n in candidates):
                 raise ValueError(

@@ -86,8 +86,9 @@ class RunConfig:
     def __post_init__(self) -> None:
         for name, expected in _SECTIONS.items():
             check_section(name, getattr(self, name), expected)
-        if self.model.blueprint.kind != AUTO:
-            blueprint_type(self.model.blueprint.kind)
+        for kind in (self.model.blueprint.kind, *self.model.layers.kinds.values()):
+            if kind != AUTO:
+                blueprint_type(kind)
         every = self.every_n_steps
         check(
             every is None or is_count(every) or (is_fraction(every) and 0 < every < 1),

@@ -78,10 +78,17 @@ def morph_(
     chosen = [name for name in modules if name not in left]
     pairs, alone = _choose_pairs(model, chosen, config, example)
     filling = config.blueprint.hidden == BUDGET and bool(pairs)
-    if config.blueprint.kind == "span" or filling:
-        left |= {name: f"no pair for `span`: {alone[name]}" for name in chosen if name not in _parties(pairs)}
+    own = {name: config.of_layer(name) for name in chosen}
+    unpaired = [name for name in chosen if name not in _parties(pairs)]
+    left |= {
+        name: f"no pair for `span`: {alone.get(name, 'it takes another blueprint')}"
+        for name in unpaired
+        if filling or own[name].blueprint.kind == "span"
+    }
     plans = {
-        name: plan_layer(name, modules[name], config, pairs.get(name), modules) for name in chosen if name not in left
+        name: plan_layer(name, modules[name], own[name], pairs.get(name), modules)
+        for name in chosen
+        if name not in left
     }
     growing = {name: plan for name, plan in plans.items() if name in pairs or name not in _parties(pairs)}
     held = sum(p.numel() for name in plans for p in modules[name].parameters())
@@ -95,8 +102,9 @@ def morph_(
     funded = {name: pair for name, pair in pairs.items() if counts[name]}
     for name in plans:
         if counts[name] or name in _parties(funded):
-            own = replace(config, blueprint=replace(config.blueprint, hidden=plans[name].config.hidden))
-            attach_(HybridKasminaLayer, modules[name], plans[name], counts[name], own, name or "model")
+            blueprint = replace(own[name].blueprint, hidden=plans[name].config.hidden)
+            settled = replace(own[name], blueprint=blueprint)
+            attach_(HybridKasminaLayer, modules[name], plans[name], counts[name], settled, name or "model")
     connect_pairs_(modules, funded)
     reports = [
         module_report(name, module, left.get(name), plans, counts, funded, alone, rollout)
@@ -120,7 +128,8 @@ def _choose_pairs(
     model: nn.Module, chosen: Sequence[str], config: MorphoConfig, example: Any
 ) -> tuple[dict[str, Pair], dict[str, str]]:
     """Pairs whose layers are all chosen, and for the other layers why they have none."""
-    if config.blueprint.kind not in (AUTO, "span"):
+    chosen = [name for name in chosen if config.of_layer(name).blueprint.kind in (AUTO, "span")]
+    if not chosen:
         return {}, {}
     explicit = config.layers.pairs
     try:

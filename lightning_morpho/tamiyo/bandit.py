@@ -28,9 +28,10 @@ class Bandit(Tamiyo):
 
     Every ``every`` ticks it draws for each layer a gain per parameter from what is known: the gains of the layer's
     blueprint in all layers and, through ``prior``, in earlier runs; drawn towards them, the gains of the layer's own
-    seeds. The highest draws germinate. A layer's blueprint is set when its beds are allocated, so the choice of a
-    blueprint is a choice among layers whose blueprints differ. The draws depend on the seed, the tick and the names
-    of the layers alone.
+    seeds. The highest draws germinate. A layer's blueprint is set when its beds are allocated (``layers.kinds`` gives
+    layers blueprints of their own), so the choice of a blueprint is a choice among layers whose blueprints differ; what
+    was learnt about them in one run tells ``prior`` of the next where to begin. The draws depend on the seed, the tick
+    and the names of the layers alone.
 
     Args:
         start: First tick that grows, ``>= 1``.
