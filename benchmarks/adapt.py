@@ -42,7 +42,7 @@ from lightning_morpho import BlueprintConfig, MorphoCallback, Probation, Telemet
 
 SEEDS = 8
 LADDER = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)
-SWEEP = LADDER[2:7]  # where every arm begins
+SWEEP = LADDER[3:6]  # where every arm begins
 SHIFTS = ("classes", "inverted", "reversed")
 SIZES = (400, 3000)
 RANKS = (1, 2, 4)
@@ -296,7 +296,9 @@ def quiet() -> None:
 
 def write(path: Path, results: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    part = path.with_suffix(".part")  # a run that is stopped while it writes must not lose the file
+    part.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    part.replace(path)
 
 
 def best(runs: Runs, shift: str, size: int, rank: int, arm: str) -> tuple[str, Any] | None:

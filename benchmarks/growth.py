@@ -75,16 +75,19 @@ def load(names: Iterable[str], data: Path) -> dict[str, Task]:
 
 
 class Queue:
-    """What is still to run, in the order of the plan.
+    """What is still to run, in the order of the plan, the hosts that jobs start from before all.
 
     Args:
-        waiting: The jobs.
-        done: What has run before, and whatever is added; a job whose rate is yet to be found waits for its sweep.
+        wanted: The jobs; one whose rate is yet to be found waits for its sweep, one that goes on for its host.
+        done: What has run before.
     """
 
-    def __init__(self, waiting: Iterable[Job], done: Sequence[Run]) -> None:
+    def __init__(self, wanted: Iterable[Job], done: Sequence[Run]) -> None:
         self.results, self.known = Results(done), set(map(key, done))
-        self.waiting = [job for job in waiting if not self._has_run(job)]
+        waiting = [job for job in wanted if not self._has_run(job)]
+        hosts = [job for job in host_jobs(waiting) if not host_path(job, HOSTS).exists()]
+        self.known -= set(map(key, hosts))
+        self.waiting = [*hosts, *waiting]
 
     def _has_run(self, job: Job) -> bool:
         settled = at_best_rate(job, self.results)
@@ -94,11 +97,13 @@ class Queue:
         """The first job that can run now; None if there is none."""
         for job in list(self.waiting):
             settled = at_best_rate(job, self.results)
-            if settled is not None:
-                self.waiting.remove(job)
-                if key(settled) not in self.known:
-                    self.known.add(key(settled))
-                    return settled
+            goes_on = "host_task" in job and "keep" not in job
+            if settled is None or (goes_on and not host_path(job, HOSTS).exists()):
+                continue
+            self.waiting.remove(job)
+            if key(settled) not in self.known:
+                self.known.add(key(settled))
+                return settled
         return None
 
     def add(self, run: Run) -> None:
@@ -106,9 +111,9 @@ class Queue:
         self.results.add(run)
 
 
-def work(waiting: Sequence[Job], done: Sequence[Run], options: argparse.Namespace, end: float) -> None:
-    """Run jobs in several processes, and write each as it ends; none starts after ``end``."""
-    queue = Queue(waiting, done)
+def work(queue: Queue, options: argparse.Namespace) -> None:
+    """Run jobs in several processes, and write each as it ends."""
+    end = time.monotonic() + 60 * options.minutes
     tasks = load(dict.fromkeys(job["task"] for job in queue.waiting), options.data)
     queue.waiting = [job for job in queue.waiting if job["task"] in tasks]
     options.json.parent.mkdir(parents=True, exist_ok=True)
@@ -185,13 +190,7 @@ def main() -> None:
     if options.merge:
         merge([options.json, *options.merge])
         return
-    end = time.monotonic() + 60 * options.minutes
-    wanted = chosen(options)
-    hosts = [job for job in host_jobs(wanted) if not host_path(job, HOSTS).exists()]
-    if hosts:
-        work(hosts, [], options, end)
-    possible = [job for job in wanted if "host_task" not in job or host_path(job, HOSTS).exists()]
-    work(possible, read(options.json), options, end)
+    work(Queue(chosen(options), read(options.json)), options)
 
 
 if __name__ == "__main__":

@@ -170,7 +170,9 @@ def run(job: Job, task: Task, plan: dict[str, Any], hosts: Path, device: str = "
     fit(module, task, morpho, plan["batch"], steps, seed, device)
     if job.get("keep"):
         hosts.mkdir(parents=True, exist_ok=True)
-        torch.save(net.state_dict(), host_path(job, hosts))
+        part = host_path(job, hosts).with_suffix(".part")
+        torch.save(net.state_dict(), part)
+        part.replace(host_path(job, hosts))
     given = {name: job[name] for name in ("task", "arm", "rate", "seed", "host", "rule") if name in job}
     plain = export(module.net).to(device)
     return given | results(module, plain, task, host, steps) | (grown(morpho, plain) if morpho else {})
