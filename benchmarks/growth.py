@@ -18,7 +18,7 @@ import logging
 import multiprocessing
 import time
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from typing import Any
 import torch
 
 from growth_arms import Job
-from growth_plan import PLAN, at_best_rate, current, host_jobs, jobs, key
+from growth_plan import PLAN, at_best_rate, current, host_job, jobs, key
 from growth_results import Results, Run
 from growth_run import host_path, run
 from growth_tasks import TASKS, Task
@@ -75,7 +75,7 @@ def load(names: Iterable[str], data: Path) -> dict[str, Task]:
 
 
 class Queue:
-    """What is still to run, in the order of the plan, the hosts that jobs start from before all.
+    """What is still to run, in the order of the plan; a host that jobs start from comes before the first of them.
 
     Args:
         wanted: The jobs; one whose rate is yet to be found waits for its sweep, one that goes on for its host.
@@ -84,10 +84,17 @@ class Queue:
 
     def __init__(self, wanted: Iterable[Job], done: Sequence[Run]) -> None:
         self.results, self.known = Results(done), set(map(key, done))
-        waiting = [job for job in wanted if not self._has_run(job)]
-        hosts = [job for job in host_jobs(waiting) if not host_path(job, HOSTS).exists()]
-        self.known -= set(map(key, hosts))
-        self.waiting = [*hosts, *waiting]
+        self.waiting = list(self._with_hosts(job for job in wanted if not self._has_run(job)))
+
+    def _with_hosts(self, waiting: Iterable[Job]) -> Iterator[Job]:
+        asked = set()
+        for job in waiting:
+            host = host_job(job)
+            if host and not host_path(job, HOSTS).exists() and key(host) not in asked:
+                asked.add(key(host))
+                self.known.discard(key(host))
+                yield host
+            yield job
 
     def _has_run(self, job: Job) -> bool:
         settled = at_best_rate(job, self.results)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -74,12 +74,9 @@ def without_sweep(job: Job) -> Job:
     return {name: value for name, value in job.items() if name not in ("rates", "sweep")}
 
 
-def host_jobs(wanted: Iterable[Job]) -> list[Job]:
-    """The trained hosts that jobs start from."""
-    found = {}
-    for job in wanted:
-        if "host_task" in job:
-            arm = f"{job['host']}@{job['host_steps']}"
-            host = {**job, "task": job["host_task"], "arm": arm, "rate": job["host_rate"], "keep": True}
-            found[key(host)] = without_sweep(host)
-    return list(found.values())
+def host_job(job: Job) -> Job | None:
+    """What trains the host that a job starts from; None if it starts from a new net."""
+    if "host_task" not in job:
+        return None
+    arm = f"{job['host']}@{job['host_steps']}"
+    return {**without_sweep(job), "task": job["host_task"], "arm": arm, "rate": job["host_rate"], "keep": True}
