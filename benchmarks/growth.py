@@ -27,7 +27,7 @@ import torch
 
 from growth_arms import Job
 from growth_plan import PLAN, at_best_rate, current, host_job, jobs, key
-from growth_results import Results, Run
+from growth_results import SWEPT, Results, Run
 from growth_run import host_path, run
 from growth_tasks import TASKS, Task
 
@@ -191,8 +191,9 @@ def main() -> None:
         from growth_report import write_report
 
         gromo = json.loads(GROMO.read_text()) if GROMO.exists() else None
-        verdict = (HERE / "growth_verdict.md").read_text() if options.report == PAGE else ""
-        write_report(read(options.json), gromo, options.report, verdict)
+        ours = options.report == PAGE
+        verdict = (HERE / "growth_verdict.md").read_text() if ours else ""
+        write_report(Results(read(options.json), SWEPT if ours else 2), gromo, options.report, verdict)
         return
     if options.merge:
         merge([options.json, *options.merge])

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from growth_results import Results, Run, mean, table
 
 MEBI = 2**20
-ARMS = ("auto", "shrink", "uniform", "random", "periodic", "trial", "round25")
+ARMS = ("auto", "shrink", "uniform", "random", "periodic", "round25")
 TEXT = """## What a run costs
 
 Static nets of the reference, the best and the widest width beside the arms that grow. *Mean over FLOPs, over seconds*:
@@ -125,5 +125,5 @@ def cost_cells(runs: list[Run], horizons: list[float]) -> list[str]:
         f"{mean(runs, 'memory') / MEBI:.2f}",
         f"{max(jumps['growth']):+.1e}" if jumps["growth"] else "",
         f"{average(jumps['cut']):+.3f}" if jumps["cut"] else "",
-        f"{sum(run['culled'] for run in grown)} of {germinated}" if grown else "",
+        f"{sum(run['culled'] for run in grown)} of {germinated}" if germinated else "",
     ]

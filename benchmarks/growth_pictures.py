@@ -56,15 +56,16 @@ def sizes(results: Results, tasks: Sequence[str], path: Path) -> None:
     figure, axes = panels(len(tasks))
     for axis, task in zip(axes, tasks, strict=False):
         static = results.widths(task).values()
-        points = [mean(runs, "test") for runs in static]
+        points, marked = [mean(runs, "test") for runs in static], []
         axis.plot([mean(runs, "parameters") for runs in static], points, ".-", color="0.5", label="static")
         for arm, (mark, color) in MARKS.items():
             runs = results.arm(task, arm)
             if runs:
-                points.append(mean(runs, "test"))
-                axis.plot(mean(runs, "parameters"), points[-1], mark, color=color, markersize=8, label=arm)
-        low, high = frame(points)
-        axis.set(xscale="log", title=task, ylim=(low, high))
+                marked.append(mean(runs, "test"))
+                axis.plot(mean(runs, "parameters"), marked[-1], mark, color=color, markersize=8, label=arm)
+        low, high = frame([*points, *marked])
+        axis.set(xscale="log", title=task, ylim=(min(low, *marked) if marked else low, high))
+        axis.ticklabel_format(axis="y", useOffset=False)
     fullest = max(axes[: len(tasks)], key=lambda axis: len(axis.get_legend_handles_labels()[0]))
     fullest.legend(fontsize=8)
     save(figure, "parameters", "test points", path)

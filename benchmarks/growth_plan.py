@@ -64,9 +64,8 @@ def at_best_rate(job: Job, results: Results) -> Job | None:
     if "rate" in job:
         return job
     made = results.rates(job["task"], job["arm"])
-    if not all(set(range(job["sweep"])) <= set(made.get(rate, ())) for rate in job["rates"]):
-        return None
-    return {**without_sweep(job), "rate": best_rate(made)}
+    swept = {rate: runs for rate, runs in made.items() if set(range(job["sweep"])) <= set(runs)}
+    return {**without_sweep(job), "rate": best_rate(swept)} if set(job["rates"]) <= set(swept) else None
 
 
 def without_sweep(job: Job) -> Job:

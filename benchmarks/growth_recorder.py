@@ -44,7 +44,7 @@ class Recorder(L.Callback):
         self.best = [-math.inf, -math.inf]
         self._looks = 0
         self.jumps: dict[str, list[float]] = {"growth": [], "cut": []}
-        self.flops = self.memory = self.trained = self.seconds = self.loss = 0.0
+        self.flops = self.memory = self.trained = self.seconds = 0.0
         self.live = -1
         self.clock = time.perf_counter if task.splits[0][0].is_cuda else time.process_time
         self._step_flops = self._began = 0.0
@@ -95,7 +95,6 @@ class Recorder(L.Callback):
     def look(self) -> None:
         """Note validation and test points; their time does not count."""
         out, y = outputs(self.net, self.task.splits[1])
-        self.loss = float(self.task.measure.loss(out, y))
         test = self.task.measure.points(*outputs(self.net, self.task.splits[2]))
         points = [round(self.task.measure.points(out, y), 2), round(test, 2)]
         self.best = max(self.best, points, key=lambda found: found[0])
@@ -107,10 +106,9 @@ class Recorder(L.Callback):
         """Leave out time that was spent on looking."""
         self._began += seconds
 
-    def jumped(self, kind: str) -> None:
-        """Note by how much the validation loss has risen since the last look."""
-        out, y = outputs(self.net, self.task.splits[1])
-        self.jumps[kind].append(round(float(self.task.measure.loss(out, y)) - self.loss, 6))
+    def validation_loss(self) -> float:
+        """On all validation samples."""
+        return float(self.task.measure.loss(*outputs(self.net, self.task.splits[1])))
 
 
 @torch.no_grad()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +10,13 @@ from growth_costs import costs
 from growth_gromo import table
 from growth_hosts import going_on, size_given
 from growth_pictures import draw
-from growth_results import Results, Run
-from growth_tables import headline, placement, ranks, whether
+from growth_results import Results
+from growth_tables import headline, one_layer, placement, ranks, whether
 
 TEXT = """# Does growing pay?
 
 Written by `python benchmarks/growth.py --report` from `benchmarks/results/growth.jsonl`, {count:,} runs,
-{seconds:.1f} hours. `python benchmarks/growth.py --suite full --data DIR` makes them; which arm runs on which task,
+{hours:.1f} hours. `python benchmarks/growth.py --suite full --data DIR` makes them; which arm runs on which task,
 at which rates and random seeds, stands in `benchmarks/growth_plan.json`, committed before the runs (what was added
 after a first look: more seeds, and other rates for the GPT, whose first were too low). Every run goes through a
 Lightning Trainer, on one CPU core (ResNet and GPT: on an H200): 1 000 steps of 128 samples unless said, Adam, a
@@ -38,30 +38,30 @@ three, 12 random seeds.
 """
 
 
-def write_report(runs: Sequence[Run], gromo: Mapping[str, Any] | None, folder: Path, verdict: str = "") -> None:
+def write_report(results: Results, gromo: Mapping[str, Any] | None, folder: Path, verdict: str = "") -> None:
     """Write ``README.md`` and its pictures.
 
     Args:
-        runs: The results file.
+        results: All runs.
         gromo: What `growth_gromo.py` wrote.
         folder: Where to.
         verdict: What follows from it all, in Markdown.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    results = Results(runs)
     sized = [task for task in results.tasks if len(results.widths(task)) > 2]
     body = [
         headline(results, sized),
         whether(results),
         ranks(results),
         placement(results, sized),
+        one_layer(results),
         going_on(results),
         size_given(results),
         costs(results),
         GROMO + table(gromo["runs"]) + "\n" if gromo else "",
         verdict,
     ]
-    hours = sum(run["seconds"] for run in runs) / 3600
-    head = TEXT.format(count=len(runs), seconds=hours, comparisons=results.comparisons)
+    hours = sum(run["seconds"] for run in results.runs) / 3600
+    head = TEXT.format(count=len(results.runs), hours=hours, comparisons=results.comparisons)
     (folder / "README.md").write_text(head + "".join(body), encoding="utf-8")
     draw(results, sized, folder)

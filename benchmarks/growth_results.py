@@ -11,7 +11,7 @@ from lightning_morpho.ab import Comparison, compare_pairs
 
 Run = dict[str, Any]
 MARGIN = 0.5  # points
-SWEPT = 4  # seeds with which the sweep of a rate counts as done
+SWEPT = 4  # seeds with which a rate counts as run
 
 
 class Results:
@@ -19,13 +19,19 @@ class Results:
 
     Args:
         runs: The lines of the results file.
+        swept: Seeds with which a rate counts as run.
     """
 
-    def __init__(self, runs: Iterable[Run]) -> None:
-        self.comparisons = 0
+    def __init__(self, runs: Iterable[Run], swept: int = SWEPT) -> None:
+        self.swept, self.comparisons = swept, 0
         self._runs: dict[tuple[str, str], dict[float, dict[int, Run]]] = defaultdict(lambda: defaultdict(dict))
         for run in runs:
             self.add(run)
+
+    @property
+    def runs(self) -> list[Run]:
+        """All of them."""
+        return [run for made in self._runs.values() for runs in made.values() for run in runs.values()]
 
     def add(self, run: Run) -> None:
         """One more run; one of the same task, arm, rate and seed gives way."""
@@ -37,10 +43,10 @@ class Results:
         return list(dict.fromkeys(task for task, _ in self._runs))
 
     def arm(self, task: str, arm: str) -> list[Run]:
-        """The runs of an arm at its best rate, by random seed; empty if it did not run with two of them."""
-        made = self._runs.get((task, arm), {})
+        """The runs of an arm at its best rate, by random seed; empty if none of its rates counts as run."""
+        made = {rate: runs for rate, runs in self.rates(task, arm).items() if len(runs) >= self.swept}
         runs = made[best_rate(made)] if made else {}
-        return [runs[seed] for seed in sorted(runs)] if len(runs) > 1 else []
+        return [runs[seed] for seed in sorted(runs)]
 
     def rates(self, task: str, arm: str) -> dict[float, dict[int, Run]]:
         """The runs of an arm by rate and random seed."""
@@ -72,15 +78,11 @@ class Results:
 def best_rate(made: Mapping[float, Mapping[int, Run]]) -> float:
     """The rate that is best on validation, the mean over the seeds that have run at each rate deciding.
 
-    A rate with fewer seeds than `SWEPT`, and than another rate, is left out: the sweep has not come to its end there.
-
     Args:
-        made: Runs by rate and seed, at least one.
+        made: Runs by rate and seed; there must be seeds that all rates have.
     """
-    enough = min(SWEPT, max(map(len, made.values())))
-    swept = {rate: runs for rate, runs in made.items() if len(runs) >= enough}
-    shared = set.intersection(*map(set, swept.values()))
-    return max(sorted(swept), key=lambda rate: mean([swept[rate][seed] for seed in shared or swept[rate]], "val"))
+    shared = set.intersection(*map(set, made.values()))
+    return max(sorted(made), key=lambda rate: mean([made[rate][seed] for seed in shared], "val"))
 
 
 def mean(runs: Sequence[Run], name: str) -> float:

@@ -108,10 +108,9 @@ class Module(L.LightningModule):
 
 
 class Timed(MorphoCallback):
-    """Counts the seconds in ticks, and has the recorder look again where a tick has changed the net."""
+    """Counts the seconds in ticks, and by how much the validation loss rises in those that change the net."""
 
     seconds = 0.0
-    sized: Any = None
 
     def bind(self, recorder: Recorder) -> Timed:
         """Tell the recorder how much is in training."""
@@ -121,24 +120,23 @@ class Timed(MorphoCallback):
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
         assert self.engine is not None
-        ticks, seeds = self.engine.ticks, len(self.engine.records)
-        start = self.recorder.clock()
+        if trainer.global_step % self.run_config.every_n_steps:  # type: ignore[operator]
+            super().on_train_batch_end(trainer, pl_module, *args)
+            return
+        clock, before = self.recorder.clock, self.changes()
+        begin, loss, start = clock(), self.recorder.validation_loss(), clock()
         super().on_train_batch_end(trainer, pl_module, *args)
-        end = self.recorder.clock()
-        if self.engine.ticks > ticks:
-            self.seconds += end - start
-            self.look_again(grown=len(self.engine.records) > seeds)
-            self.recorder.pause(self.recorder.clock() - end)
+        end = clock()
+        self.seconds += end - start
+        for kind, change in self.changes().items():
+            if change != before[kind]:
+                self.recorder.jumps[kind].append(round(self.recorder.validation_loss() - loss, 6))
+        self.recorder.pause(clock() - end + start - begin)
 
-    def look_again(self, *, grown: bool) -> None:
-        """Note what a tick did to the validation loss."""
+    def changes(self) -> dict[str, Any]:
+        """What a tick may change of the net: seeds, and sizes."""
         assert self.engine is not None
-        sized = self.engine.state_dict()["resizings"]
-        if grown:
-            self.recorder.jumped("growth")
-        if sized != self.sized:
-            self.recorder.jumped("cut")
-        self.sized = sized
+        return {"growth": len(self.engine.records), "cut": self.engine.state_dict()["resizings"]}
 
 
 def host_path(job: Job, folder: Path) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -57,6 +58,7 @@ def _verdict(results: Results, task: str, runs: Sequence[Run]) -> Verdict:
         shown(results.compare(widths[reference], runs)),
         f"{parameters / needed:.2f} ×",
         f"{mean(runs, 'trained') / needed:.1f} ×",
+        f"{sum(run['germinations'] > 0 for run in runs)} of {len(runs)}",
         "yes" if holds else "**no**",
     ]
     return Verdict(task, row, holds, 4 * runs[0]["host"] <= reference)
@@ -81,6 +83,7 @@ HEADLINE = (
     "minus reference",
     "parameters / reference",
     "parameters trained / reference",
+    "grew",
     "holds",
 )
 
@@ -100,11 +103,11 @@ def headline(results: Results, tasks: Sequence[str]) -> str:
     text = WITHOUT_CHOOSING.format(every=count(grown), small=count(small), fresh=count(fresh))
     text += table(HEADLINE, [verdict.row for verdict in grown])
     if shrunk:
-        head = [name for name in HEADLINE if name != "started at"]
+        head = [name for name in HEADLINE if name not in ("started at", "grew")]
         text += (
             "\n**The control**: a static net of the budget's size, `AutoSize(sizing='shrink')`; holds on "
             f"{count(shrunk)}.\n\n"
-            + table(head, [v.row[:3] + v.row[4:] for v in shrunk])
+            + table(head, [v.row[:3] + v.row[4:-2] + v.row[-1:] for v in shrunk])
             + "\nGrown minus shrunk:\n\n"
             + table(("task", "points"), control)
         )
@@ -165,14 +168,15 @@ def ranks(results: Results) -> str:
     )
 
 
-PLACES = ("auto", "uniform", "random", "periodic", "trial")
+PLACES = ("auto", "uniform", "random", "periodic")
+ONE = r"(uniform|narrowest|earliest|lot|trial)\d"  # arms of one round that place so many units
 
 
 def placement(results: Results, tasks: Sequence[str]) -> str:
     """The policies that may spend the same budget, and each that looks against those that don't."""
     rows, pairs = (
         [],
-        [(a, b) for a in ("uniform", "auto", "trial") for b in ("uniform", "random", "periodic") if a != b],
+        [(a, b) for a in ("uniform", "auto") for b in ("uniform", "random", "periodic") if a != b],
     )
     pairs = [(a, b) for a, b in pairs if any(results.arm(task, a) and results.arm(task, b) for task in tasks)]
     ran = [arm for arm in PLACES if any(results.arm(task, arm) for task in tasks)]
@@ -192,3 +196,28 @@ def placement(results: Results, tasks: Sequence[str]) -> str:
         + table(("task", *ran, *(f"{a} − {b}" for a, b in pairs)), rows)
         + "\n"
     )
+
+
+ONE_LAYER = """## Where: one layer of several
+
+`letter_deep`: six hidden layers of 48 units, but the third of 2; `mnist1d_plain`: three convolutions of 4 channels. One
+round at 15 %: so many new units in one layer (or shared by all: *uniform*), chosen as the narrowest, the earliest, by
+lot, or by trial (each layer grown for 2 % of the steps, then taken back). The last row trains for as many steps more as
+the trials take.
+
+"""
+
+
+def one_layer(results: Results) -> str:
+    """The places of one round, against chance and against the trial."""
+    rows = []
+    for task in results.tasks:
+        arms = {arm: results.arm(task, arm) for arm in results.arms(task) if re.match(ONE, arm)}
+        bases = [next((runs for arm, runs in arms.items() if arm.startswith(name)), []) for name in ("lot", "trial")]
+        for arm, runs in arms.items():
+            if runs:
+                differences = [shown(results.compare(base, runs)) if base and base != runs else "" for base in bases]
+                figures = [str(len(runs)), f"{mean(runs, 'test'):.2f}", f"{mean(runs, 'seconds'):.1f}"]
+                rows.append([task, arm, *figures, *differences])
+    head = ("task", "arm", "seeds", "points", "seconds", "minus by lot", "minus by trial")
+    return ONE_LAYER + table(head, rows) + "\n" if rows else ""

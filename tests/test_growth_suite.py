@@ -136,7 +136,8 @@ def test_the_rate_is_chosen_on_validation_among_rates_that_are_done() -> None:
     runs = [made("a", 0.1, seed, val=50, test=10) for seed in range(3)]
     runs += [made("a", 0.2, seed, val=40, test=90) for seed in range(3)]
     runs += [made("a", 0.3, 0, val=99, test=99)]
-    assert {found["rate"] for found in Results(runs).arm("two", "a")} == {0.1}
+    assert {found["rate"] for found in Results(runs, 2).arm("two", "a")} == {0.1}
+    assert Results(runs, 4).arm("two", "a") == []
 
 
 def test_seeds_beyond_the_sweep_wait_for_it_and_take_its_rate() -> None:
@@ -182,17 +183,18 @@ def test_pairs_are_runs_of_one_seed() -> None:
     assert compared.pairs == 2 and compared.difference == pytest.approx(1.0)
 
 
-@pytest.mark.parametrize("extra", [(), ("uniform", "random"), ("shrink",)])
+@pytest.mark.parametrize("extra", [(), ("uniform", "random"), ("shrink", "lot4", "trial4", "uniform4@22")])
 def test_a_page_is_written_from_whatever_has_run(task: Task, tmp_path: Path, extra: tuple[str, ...]) -> None:
     """A stopped suite can be looked at: arms that have not run yet are left out, or said."""
     runs = []
     for seed in range(2):
         for arm in ("4", "8", "16", "auto", *extra):
             runs.append(run(job(arm, seed=seed, widest=16), task, PLAN, tmp_path))
-    write_report(runs, None, tmp_path)
+    write_report(Results(runs, 2), None, tmp_path)
     page = (tmp_path / "README.md").read_text()
     assert "## Without choosing" in page and "## What a run costs" in page
     assert ("## One early round" in page) == ("uniform" in extra)
+    assert ("## Where: one layer" in page) == ("lot4" in extra)
     assert (tmp_path / "growth.png").stat().st_size > 0 and (tmp_path / "curves.png").stat().st_size > 0
 
 
@@ -223,6 +225,6 @@ def test_the_quick_suite_resumes_and_is_reported(tmp_path: Path, monkeypatch: py
     path.write_text("".join(json.dumps(one) + "\n" for one in runs[:-1]))
     growth.main()
     assert [growth.key(one) for one in growth.read(path)] == [growth.key(one) for one in runs]
-    write_report(runs, None, tmp_path / "page")
+    write_report(Results(runs, 2), None, tmp_path / "page")
     page = (tmp_path / "page" / "README.md").read_text()
     assert "**teacher**, 3 pairs" in page and "| 4 | " in page
