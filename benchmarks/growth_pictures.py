@@ -63,19 +63,18 @@ def sizes(results: Results, tasks: Sequence[str], path: Path) -> None:
             if runs:
                 marked.append(mean(runs, "test"))
                 axis.plot(mean(runs, "parameters"), marked[-1], mark, color=color, markersize=8, label=arm)
-        low, high = frame([*points, *marked])
-        axis.set(xscale="log", title=task, ylim=(min(low, *marked) if marked else low, high))
+        axis.set(xscale="log", title=task, ylim=frame([*points, *marked], marked))
         axis.ticklabel_format(axis="y", useOffset=False)
     fullest = max(axes[: len(tasks)], key=lambda axis: len(axis.get_legend_handles_labels()[0]))
     fullest.legend(fontsize=8)
     save(figure, "parameters", "test points", path)
 
 
-def frame(points: Sequence[float]) -> tuple[float, float]:
-    """Where the better half of the points lies, with room."""
+def frame(points: Sequence[float], shown: Sequence[float] = ()) -> tuple[float, float]:
+    """Where the better half of the points lies, and those that must be shown, with room."""
     top, middle = max(points), statistics.median(points)
     room = max(0.1, 0.15 * (top - middle))
-    return middle - 2 * (top - middle) - room, top + room
+    return min(middle - 2 * (top - middle), *shown, top) - room, top + room
 
 
 def curves(results: Results, tasks: Sequence[str], path: Path) -> None:
@@ -91,8 +90,7 @@ def curves(results: Results, tasks: Sequence[str], path: Path) -> None:
             x, y = mean_curve(runs)
             seen += y
             axis.plot(x, y, dash, label=name, color="0.5" if arm in static else MARKS[arm][1])
-        low, high = frame(seen)
-        axis.set(title=task, ylim=(low, high))
+        axis.set(title=task, ylim=frame(seen))
         axis.legend(fontsize=6)
     save(figure, "training GFLOPs", "test points", path)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,16 @@ def at_best_rate(job: Job, results: Results) -> Job | None:
     made = results.rates(job["task"], job["arm"])
     swept = {rate: runs for rate, runs in made.items() if set(range(job["sweep"])) <= set(runs)}
     return {**without_sweep(job), "rate": best_rate(swept)} if set(job["rates"]) <= set(swept) else None
+
+
+def unfinished(suite: str, results: Results) -> dict[str, dict[str, int]]:
+    """Runs of a suite that are missing: by task and arm, how many."""
+    found: dict[str, Counter[str]] = defaultdict(Counter)
+    for job in jobs(suite):
+        settled = at_best_rate(job, results)
+        if settled is None or not results.has(settled):
+            found[job["task"]][job["arm"]] += 1
+    return {task: dict(arms) for task, arms in found.items()}
 
 
 def without_sweep(job: Job) -> Job:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from growth_arms import Arm
 from growth_costs import costs
-from growth_gromo import table
+from growth_gromo import table as gromo_table
 from growth_hosts import going_on, size_given
 from growth_pictures import draw
-from growth_results import Results
+from growth_plan import unfinished
+from growth_results import Results, table
 from growth_tables import headline, one_layer, placement, ranks, whether
 
 TEXT = """# Does growing pay?
@@ -18,10 +21,12 @@ TEXT = """# Does growing pay?
 Written by `python benchmarks/growth.py --report` from `benchmarks/results/growth.jsonl`, {count:,} runs,
 {hours:.1f} hours. `python benchmarks/growth.py --suite full --data DIR` makes them; which arm runs on which task,
 at which rates and random seeds, stands in `benchmarks/growth_plan.json`, committed before the runs (what was added
-after a first look: more seeds, and other rates for the GPT, whose first were too low). Every run goes through a
+after a first look: more seeds, and rates beyond the ends of sweeps that had their best there). Every run goes through a
 Lightning Trainer, on one CPU core (ResNet and GPT: on an H200): 1 000 steps of 128 samples unless said, Adam, a
-constant rate that falls in the last 30 %. Every arm takes the rate of the same sweep that is best on validation.
-Figures are means over random seeds of test points: accuracy in percent, 100 R², or minus hundredths of a bit per
+constant rate that falls in the last 30 %. Every arm takes the rate of its task's sweep that is best on validation, by
+the seeds that ran at every rate (four to twelve; the others ran at the best rate alone). Widths that can't be the best
+nor the reference have fewer seeds than the others. `AutoSize` validates and decides 50 times a run, the others 20
+times. Figures are means over random seeds of test points: accuracy in percent, 100 R², or minus hundredths of a bit per
 byte. Intervals are paired 95 % ones, {comparisons} of them on this page, none corrected for their number; a tie is an
 interval that holds 0. *Best* is the static width with the best mean, *reference* the narrowest within 0.5 points of
 it; both are chosen on the test means, in favour of the static nets.
@@ -36,6 +41,19 @@ get 8 more at steps 150, 300 and 500 of 1 000, all by the same batches in one pl
 three, 12 random seeds.
 
 """
+
+
+def not_run(results: Results) -> str:
+    """What of the plan is missing."""
+    rows = []
+    for task, arms in unfinished("full", results).items():
+        none = Counter[str]()
+        fewer = Counter[str]()
+        for arm, runs in arms.items():
+            (fewer if results.arm(task, arm) else none)[Arm.parse(arm).kind] += runs
+        rows.append([f"`{task}`", *(", ".join(f"{kind} ({n})" for kind, n in part.items()) for part in (none, fewer))])
+    head = ("task", "arms without a result (runs)", "further seeds (runs)")
+    return "## In the plan, but not run\n\n" + table(head, rows) if rows else ""
 
 
 def write_report(results: Results, gromo: Mapping[str, Any] | None, folder: Path, verdict: str = "") -> None:
@@ -58,8 +76,9 @@ def write_report(results: Results, gromo: Mapping[str, Any] | None, folder: Path
         going_on(results),
         size_given(results),
         costs(results),
-        GROMO + table(gromo["runs"]) + "\n" if gromo else "",
+        GROMO + gromo_table(gromo["runs"]) + "\n" if gromo else "",
         verdict,
+        not_run(results) if verdict else "",
     ]
     hours = sum(run["seconds"] for run in results.runs) / 3600
     head = TEXT.format(count=len(results.runs), hours=hours, comparisons=results.comparisons)

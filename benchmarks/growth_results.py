@@ -42,6 +42,10 @@ class Results:
         """Their names, in the order of the runs."""
         return list(dict.fromkeys(task for task, _ in self._runs))
 
+    def has(self, job: Mapping[str, Any]) -> bool:
+        """Whether a run of this task, arm, rate and seed is there."""
+        return job["seed"] in self._runs.get((job["task"], job["arm"]), {}).get(job["rate"], {})
+
     def arm(self, task: str, arm: str) -> list[Run]:
         """The runs of an arm at its best rate, by random seed; empty if none of its rates counts as run."""
         made = {rate: runs for rate, runs in self.rates(task, arm).items() if len(runs) >= self.swept}
