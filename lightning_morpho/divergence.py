@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 
@@ -56,9 +56,14 @@ class LossWatch:
         self.recent: deque[float] = deque()
         self.level = -math.inf
 
-    def mark(self) -> None:
-        """A snapshot is taken now."""
-        self.level = median(self.recent) if self.recent else -math.inf
+    def mark(self, waiting: Sequence[float] = ()) -> None:
+        """A snapshot is taken now.
+
+        Args:
+            waiting: Losses that were not added yet: before a first germination none was.
+        """
+        last = [loss for loss in [*self.recent, *waiting][-self.config.patience :] if math.isfinite(loss)]
+        self.level = median(last) if last else -math.inf
 
     def add(self, loss: float) -> Divergence | None:
         """Add the next loss, and say whether the run has diverged."""

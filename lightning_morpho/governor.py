@@ -131,10 +131,14 @@ class Governor:
         return None
 
     def _read(self) -> list[float]:
+        losses = self._averaged()
+        self._waiting.clear()
+        return losses
+
+    def _averaged(self) -> list[float]:
         # Losses of a resumed run are numbers; NCCL adds up nothing that does not lie on the device.
         device = next(self.model.parameters()).device
         losses = torch.stack([torch.as_tensor(loss, device=device).float() for loss in self._waiting])
-        self._waiting.clear()
         if _distributed():
             dist.all_reduce(losses)  # one rank's NaN is everybody's
             losses /= dist.get_world_size()
@@ -164,7 +168,7 @@ class Governor:
         if self.watching:
             self.snapshot = Snapshot([self.model, *self.averages()], self.optimizers, step, previous=self.snapshot)
             if mark:
-                self.watch.mark()
+                self.watch.mark(self._averaged() if self._waiting else ())
 
     def restore(self) -> Snapshot | None:
         """Go back to the snapshot and forget the losses that led away from it.

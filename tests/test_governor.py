@@ -100,6 +100,18 @@ def test_a_spike_far_below_the_loss_at_the_snapshot_is_no_divergence() -> None:
     assert found[7] is not None and found[7].figures["limit"] > 0.8
 
 
+def test_the_loss_before_the_first_germination_is_known_too() -> None:
+    """Nothing was watched until then; what grew and brought the loss near zero must not end for a rise to twice that."""
+    governor = Governor(GovernorConfig(), nn.Linear(1, 1), [])
+    for step, loss in enumerate(noisy(20)):
+        assert governor.observe(loss, step) is None
+    governor.set_live(True)
+    governor.take(20)
+    for step, loss in enumerate([*noisy(100, 0.01), *noisy(40, 0.1)]):
+        assert governor.observe(loss, 20 + step) is None
+    assert any(governor.observe(3.0, 200 + step) for step in range(10))
+
+
 def test_nothing_is_judged_before_enough_is_known() -> None:
     assert watch([1.0] * 10 + [1e6] * 8) is None
 
