@@ -101,7 +101,7 @@ def test_a_spike_far_below_the_loss_at_the_snapshot_is_no_divergence() -> None:
 
 
 def test_the_loss_before_the_first_germination_is_known_too() -> None:
-    """Nothing was watched until then; what grew and brought the loss near zero must not end for a rise to twice that."""
+    """Nothing was watched until then; what grew and brought the loss near zero must not end for a small rise."""
     governor = Governor(GovernorConfig(), nn.Linear(1, 1), [])
     for step, loss in enumerate(noisy(20)):
         assert governor.observe(loss, step) is None
