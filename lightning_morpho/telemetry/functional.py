@@ -209,7 +209,7 @@ def chunk_squares(gradient: Tensor, chunks: ChunkManager) -> Tensor:
     for group in chunks.groups:
         rows = gradient.narrow(0, group.first_feature, group.size * group.width).reshape(group.size, -1)
         parts.append(row_squares(rows))
-    return torch.cat(parts)
+    return torch.cat(parts) if len(parts) > 1 else parts[0]
 
 
 def row_squares(gradient: Tensor) -> Tensor:

@@ -92,13 +92,10 @@ class ChunkStatistics(ChunkMetric):
         count, mean, m2, largest = self.moments()
         none = torch.where(count > 0, 0.0, torch.nan)
         variance = m2.clamp(min=0) / count.clamp(min=1)
-        length = self.chunks.reduce_sum(mean.square() + variance).sqrt()
-        return {
-            "mean": self.chunks.reduce_mean(mean) + none,
-            "variance": self.chunks.reduce_mean(variance) + none,
-            "silent": self.chunks.reduce_mean((largest <= 0).to(mean.dtype)) + none,
-            "activation_norm": length + none,
-        }
+        length = self.chunks.reduce_sum(mean.square() + variance).sqrt() + none
+        of_features = torch.stack([mean, variance, (largest <= 0).to(mean.dtype)])
+        of_chunks = (self.chunks.reduce_mean(of_features) + none).unbind()
+        return dict(zip(("mean", "variance", "silent"), of_chunks, strict=True)) | {"activation_norm": length}
 
     def moments(self) -> Moments:
         """Moments of each feature over all ranks, exact: what :meth:`compute` summarises by chunk."""
@@ -225,7 +222,7 @@ class ChunkGradients(ChunkMetric):
 
     @staticmethod
     def _add(squares: Tensor, count: Tensor, new: Tensor) -> None:
-        finite = new.isfinite()
+        finite = new < torch.inf  # and no NaN; it can't be negative
         squares += torch.where(finite, new, 0.0)
         count += finite
 
