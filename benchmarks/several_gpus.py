@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import hashlib
 import json
 import os
 import shutil
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -27,13 +25,13 @@ import torch.distributed as dist
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from benchmarks.architectures import Residual, Task, _block
 from benchmarks.harness import machine
 from benchmarks.random_events import RandomEvents
+from benchmarks.several_gpus_watch import Clock, CountedReduce, Equal
 from lightning_morpho import (
     BlueprintConfig,
     BudgetConfig,
@@ -46,9 +44,7 @@ from lightning_morpho import (
     TelemetryConfig,
     WarmupConfig,
     hybrid_layers,
-    optim,
 )
-from lightning_morpho.integrations import reshard_
 from lightning_morpho.tamiyo import Germinate
 
 STRATEGIES = ("ddp", "ddp_static_graph", "ddp_bf16", "ddp_compiled", "fsdp2")
@@ -118,110 +114,6 @@ def strategy_of(name: str, ranks: int) -> tuple[Strategy, dict[str, Any]]:
         return ModelParallelStrategy(data_parallel_size=ranks, tensor_parallel_size=1, timeout=PATIENCE), {}
     options = {"precision": "bf16-mixed"} if name == "ddp_bf16" else {}
     return DDPStrategy(static_graph=name == "ddp_static_graph", timeout=PATIENCE), options
-
-
-# ---------------------------------------------------------------- what is looked at
-def whole(parameter: Tensor) -> Tensor:
-    """The full tensor, of shards too; every rank must ask."""
-    value = parameter.detach()
-    return value.full_tensor() if isinstance(value, DTensor) else value
-
-
-def digest(model: nn.Module) -> str:
-    """One string for all weights, bit for bit."""
-    reshard_(model)
-    hashed = hashlib.sha256()
-    for name, parameter in sorted(model.named_parameters(), key=lambda item: item[0].replace("_orig_mod.", "")):
-        hashed.update(name.replace("_orig_mod.", "").encode())
-        hashed.update(whole(parameter).float().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    return hashed.hexdigest()
-
-
-class Equal(L.Callback):
-    """Fails the run if the ranks' weights differ after a batch that had a tick."""
-
-    def __init__(self, growth: MorphoCallback, save_at: int | None = None, path: Path | None = None) -> None:
-        self.growth, self.save_at, self.path = growth, save_at, path
-        self.ticks = 0
-        self.digests: dict[int, str] = {}
-
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        assert self.growth.engine is not None
-        self.ticks = self.growth.engine.ticks
-
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
-        assert self.growth.engine is not None
-        if self.growth.engine.ticks == self.ticks:
-            return
-        self.ticks = self.growth.engine.ticks
-        own = digest(pl_module)
-        everyone: list[Any] = [None] * trainer.world_size
-        dist.all_gather_object(everyone, own)
-        if set(everyone) != {own}:
-            raise RuntimeError(f"The ranks' weights differ after tick {self.ticks}: {everyone}.")
-        self.digests[self.ticks] = own
-        if self.ticks == self.save_at and self.path is not None:
-            trainer.save_checkpoint(self.path)
-
-
-class Clock(L.Callback):
-    """Seconds of each training step, the device's work and all callbacks between ``start`` and this one included."""
-
-    def __init__(self, skip: int) -> None:
-        self.skip = skip
-        self.times: list[float] = []
-        self.start = Start()
-
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
-        synchronize()
-        self.times.append(time.perf_counter() - self.start.began)
-
-    @property
-    def median(self) -> float:
-        return statistics.median(self.times[self.skip :])
-
-    def above_median(self, step: int) -> float:
-        """Seconds by which an optimizer step took longer than the median."""
-        return self.times[step - 1] - self.median
-
-
-class Start(L.Callback):
-    """Begins the time of a step; it stands first among the callbacks."""
-
-    began = 0.0
-
-    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
-        synchronize()
-        self.began = time.perf_counter()
-
-
-def synchronize() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-
-
-class CountedReduce:
-    """Counts the bytes that growth itself reduces over the ranks: what DDP's reducer and Lightning send is theirs."""
-
-    def __init__(self) -> None:
-        self.bytes = 0
-
-    def __enter__(self) -> CountedReduce:
-        self._original = optim.dist
-
-        class Counting:
-            def __getattr__(_, name: str) -> Any:  # noqa: N805
-                return self._counted if name == "all_reduce" else getattr(self._original, name)
-
-        optim.dist = Counting()  # type: ignore[assignment]
-        return self
-
-    def _counted(self, tensor: Tensor, *args: Any, **kwargs: Any) -> Any:
-        self.bytes += tensor.numel() * tensor.element_size()
-        return self._original.all_reduce(tensor, *args, **kwargs)
-
-    def __exit__(self, *_: object) -> None:
-        optim.dist = self._original  # type: ignore[assignment]
 
 
 # ---------------------------------------------------------------- one process

@@ -201,6 +201,9 @@ def test_a_checkpoint_with_code_in_it_is_refused(tmp_path: Path) -> None:
     torch.save({"state_dict": {"net.0.morpho._extra_state": Malicious()}}, tmp_path / "bad.ckpt")
     with pytest.raises(Exception, match="[Ww]eights.only"):
         load_grown_(Host(linear_net()), tmp_path / "bad.ckpt")
+    trainer = make_trainer(tmp_path, quick())
+    with pytest.raises(Exception, match="[Ww]eights.only"):
+        trainer.fit(Host(linear_net()), **loaders(), ckpt_path=tmp_path / "bad.ckpt", weights_only=True)
 
 
 def test_the_run_with_lifecycle_full_keeps_a_seed(left_alone: dict[int | None, Any]) -> None:
