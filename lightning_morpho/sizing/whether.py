@@ -169,7 +169,7 @@ class _Probe:
         left, before, after = _errors(folds, (1, self.known, len(folds[0].gram)))
         before = min(left, before, key=lambda errors: float(errors.sum()))  # few rows: learning may promise nothing
         total = float(left.sum())
-        if not total > 0:
+        if not 0 < total < math.inf:
             return Assessment(layer=self.layer.name, share=0.0)
         gains = (before - after) / total
         return Assessment(
@@ -204,6 +204,8 @@ class _Products:
 def _errors(folds: Sequence[_Products], sizes: Sequence[int]) -> list[Tensor]:
     """Cross-validated squared errors of regressions on the first so many features, each at its best ridge.
 
+    The error falls with the ridge, then rises again: the search goes from the largest down until none gets better.
+
     Args:
         folds: What to fit and to judge by.
         sizes: How many features each regression uses, the constant included; the last uses all.
@@ -214,21 +216,37 @@ def _errors(folds: Sequence[_Products], sizes: Sequence[int]) -> list[Tensor]:
     whole = functools.reduce(_Products.__add__, folds)
     spread = whole.gram.diagonal() - whole.gram[0].square() / whole.gram[0, 0]
     spread[0] = 0  # the constant is free
-    errors = torch.zeros(len(sizes), len(RIDGES), len(folds), dtype=torch.float64)
-    for k, held_out in enumerate(folds):
-        fit = whole - held_out
-        size = fit.gram.diagonal()
-        scale = torch.where(size > 0, size.rsqrt(), 0.0)  # what never occurs in the rows to fit counts for nothing
-        gram, there = (part.gram * torch.outer(scale, scale) for part in (fit, held_out))
-        right, cross = (part.cross * scale[:, None] for part in (fit, held_out))
-        for i, ridge in enumerate(RIDGES):
-            penalised = gram.diagonal_scatter(gram.diagonal() + ridge * spread * scale.square() + NOISE)
-            for j, solution in enumerate(_solutions(penalised, right, sizes)):
-                n = len(solution)
-                fitted = (solution * (there[:n, :n] @ solution)).sum() - 2 * (solution * cross[:n]).sum()
-                errors[j, i, k] = held_out.energy + fitted
-    best = errors.sum(2).argmin(1)
-    return [errors[j, int(ridge)] for j, ridge in enumerate(best)]
+    pairs = [_scaled(whole - held_out, held_out) for held_out in folds]
+    best = torch.full((len(sizes), len(folds)), math.inf, dtype=torch.float64)
+    for ridge in sorted(RIDGES, reverse=True):
+        now = torch.stack([_held_out_errors(*pair, ridge * spread, sizes) for pair in pairs], 1)
+        better = now.sum(1) < best.sum(1)
+        if not better.any():
+            break
+        best = torch.where(better[:, None], now, best)
+    return list(best)
+
+
+def _scaled(fit: _Products, held_out: _Products) -> tuple[Tensor, _Products, _Products]:
+    """Both in features of length 1 in the rows to fit, and the scale."""
+    size = fit.gram.diagonal()
+    scale = torch.where(size > 0, size.rsqrt(), 0.0)  # what never occurs in the rows to fit counts for nothing
+    table = torch.outer(scale, scale)
+    one, other = (_Products(p.gram * table, p.cross * scale[:, None], p.energy) for p in (fit, held_out))
+    return scale, one, other
+
+
+def _held_out_errors(
+    scale: Tensor, fit: _Products, held_out: _Products, penalty: Tensor, sizes: Sequence[int]
+) -> Tensor:
+    """Squared error on the held-out rows of each regression, ``(regressions,)``."""
+    penalised = fit.gram.diagonal_scatter(fit.gram.diagonal() + penalty * scale.square() + NOISE)
+    errors = []
+    for solution in _solutions(penalised, fit.cross, sizes):
+        n = len(solution)
+        fitted = (solution * (held_out.gram[:n, :n] @ solution)).sum() - 2 * (solution * held_out.cross[:n]).sum()
+        errors.append(held_out.energy + fitted)
+    return torch.stack(errors)
 
 
 def _solutions(matrix: Tensor, right: Tensor, sizes: Sequence[int]) -> Iterator[Tensor]:
