@@ -30,11 +30,16 @@ def tick_entry(observation: Observation, decisions: Sequence[Decision], *, whole
     Args:
         observation: What the decisions rest on, measurements included.
         decisions: The decisions.
-        whole: Whether to keep the losses of all ticks so far; else those of this one.
+        whole: Whether to keep the losses and assessments of all ticks so far; else those of this one.
     """
-    if not whole:  # an observation repeats the losses of all ticks before; the log holds them once
-        last = observation.losses[-1:], observation.training_losses[-1:]
-        observation = replace(observation, losses=last[0], training_losses=last[1])
+    if not whole:  # an observation repeats what all ticks before have found; the log holds it once
+        found = observation.assessments
+        observation = replace(
+            observation,
+            losses=observation.losses[-1:],
+            training_losses=observation.training_losses[-1:],
+            assessments=found and tuple(entry for entry in found if entry.step == observation.step),
+        )
     return {
         "event": "decided",
         "whole": whole,
@@ -78,10 +83,12 @@ def read_ticks(run: Path) -> Iterator[Tick]:
 
 
 def _with_history(observation: Observation, before: Observation) -> Observation:
-    """An observation with the losses of the ticks before."""
-    so_far = observation.tick - 1
+    """An observation with the losses and assessments of the ticks before."""
+    so_far, found = observation.tick - 1, observation.assessments
+    earlier = tuple(entry for entry in before.assessments or () if entry.step < observation.step)
     return replace(
         observation,
+        assessments=found if found is None else earlier + found,
         losses=before.losses[:so_far] + observation.losses,
         training_losses=before.training_losses[:so_far] + observation.training_losses,
     )

@@ -16,9 +16,9 @@ from observations import shipped_policies
 from hosts import Host, linear_net, loaders, make_trainer, quick
 from lightning_morpho import LayersConfig, Periodic, TelemetryConfig, Uniform
 from lightning_morpho.cli.main import main
-from lightning_morpho.tamiyo import Germinate, Observation
+from lightning_morpho.tamiyo import Assessment, Germinate, Observation
 from lightning_morpho.tamiyo.plain import observation_from_plain, observation_to_plain
-from lightning_morpho.tamiyo.replay import read_ticks, redecide
+from lightning_morpho.tamiyo.replay import read_ticks, redecide, tick_entry
 from lightning_morpho.telemetry import EVENTS_FILE, read_events
 from lightning_morpho.telemetry.field_reports import FIELD_REPORTS_FILE, read_field_reports
 from lightning_morpho.views import rounded
@@ -108,6 +108,22 @@ def test_losses_are_whole_again_after_a_resumed_run_repeated_ticks(recorded: Pat
     ticks = list(read_ticks(tmp_path))
     assert [len(t.observation.losses) for t in ticks] == [1, 2, 3, 4, 3, 4, 5, 6, 7, 8]
     assert all(tick.same for tick in redecide(iter(ticks), Uniform(at=0.0)))
+
+
+def test_each_answer_on_growth_is_logged_once_and_seen_at_all_later_ticks(recorded: Path, tmp_path: Path) -> None:
+    """A host that is asked at each tick of a long training must not write all answers again and again."""
+    first = next(read_ticks(recorded)).observation
+    answers = [Assessment(layer="net.2", share=0.1, step=step) for step in (10, 20)]
+    known = [None, tuple(answers[:1]), tuple(answers), tuple(answers)]
+    ticks = [
+        replace(first, tick=tick, step=10 * (tick - 1), assessments=found, losses=(0.5,) * tick, training_losses=())
+        for tick, found in enumerate(known, 1)
+    ]
+    lines = [tick_entry(seen, [], whole=seen.tick == 1) for seen in [*ticks, *ticks[2:]]]  # resumed after tick 2
+    (tmp_path / EVENTS_FILE).write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+    logged = [len(line["observation"].get("assessments") or ()) for line in lines]
+    assert logged == [0, 1, 1, 0, 1, 0]
+    assert [tick.observation.assessments for tick in read_ticks(tmp_path)] == [*known, *known[2:]]
 
 
 def test_thousands_of_seeds_take_little_of_the_log(recorded: Path) -> None:
