@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from lightning_morpho import ChunkManager, ChunkStatistics, Stage, StateTensor
 
@@ -36,6 +38,24 @@ def test_one_pass_statistics_survive_a_large_mean():
     want = values.double().var(0, correction=0).view(2, 3).mean(1)
     # The inputs themselves are rounded to 6e-5 at 1000, which is 0.6 % of their spread.
     torch.testing.assert_close(statistics.compute()["variance"].double(), want, rtol=1e-4, atol=0)
+
+
+@given(st.lists(st.integers(0, 40), min_size=1, max_size=5), st.integers(0, 1000))
+def test_samples_whose_mean_drifts_give_what_all_of_them_together_give(sizes, random):
+    """The mean so far is the origin of what is summed: it must not matter how far the next sample lies from it."""
+    rng = np.random.default_rng(random)
+    samples = [rng.normal(20 * i, 1 + i, (size, 5)).astype(np.float32) for i, size in enumerate(sizes)]
+    statistics = ChunkStatistics(ChunkManager(5, 2))
+    for sample in samples:
+        statistics.update(torch.from_numpy(sample))
+    seen = np.concatenate(samples).astype(np.float64)
+    count, mean, m2, largest = statistics.moments()
+    assert count.item() == len(seen)
+    if len(seen):
+        np.testing.assert_array_equal(largest, seen.max(0))
+        np.testing.assert_allclose(mean, seen.mean(0), rtol=1e-5, atol=1e-4)
+        # float32 sums of at most 200 squares of up to 100
+        np.testing.assert_allclose(m2, seen.var(0) * len(seen), rtol=1e-4, atol=1e-3)
 
 
 def test_statistics_refuse_other_features():
