@@ -5,14 +5,14 @@ python examples/tabular_letter.py --data letter-recognition.data
 
 Printed, among other lines, in 20 seconds on one core:
 
-morpho: step 218: net.2: 32 new units would explain 4.6% of what is left to explain
+morpho: step 218: net.2: 32 new units would explain 4.09% ± 0.25% of the residual, learning 14.65%
 morpho: step 218: net.2: 1 seed DORMANT -> LOADING (to the budget, to be sized later)
-morpho: step 1090: net.2: 196 of 469 hidden units kept (held-out error 10.07 -> 10.33 points, 0.2 s)
-test accuracy: 0.969
+morpho: step 1090: net.2: 260 of 469 hidden units kept (held-out error 7.533 -> 7.767 points, 0.2 s)
+test accuracy: 0.972
 Sequential(
-  (0): Linear(in_features=16, out_features=196, bias=True)
+  (0): Linear(in_features=16, out_features=260, bias=True)
   (1): ReLU()
-  (2): Linear(in_features=196, out_features=26, bias=True)
+  (2): Linear(in_features=260, out_features=26, bias=True)
 )
 
 How often that is as good as the best width of a sweep: docs/evidence.
