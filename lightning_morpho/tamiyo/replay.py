@@ -120,16 +120,13 @@ def describe_policy(policy: Tamiyo) -> dict[str, Any] | None:
         >>> describe_policy(Periodic(every=3))
         {'_target_': 'lightning_morpho.tamiyo.periodic.Periodic', 'start': 1, 'every': 3, 'events': 1}
     """
-    values = {name: getattr(policy, name) for name, item in _fields(policy).items() if item.init}
+    known: tuple[dataclasses.Field[Any], ...] = dataclasses.fields(policy) if dataclasses.is_dataclass(policy) else ()
+    values = {item.name: getattr(policy, item.name) for item in known if item.init}
     try:
         plain = json.loads(json.dumps(values))
     except TypeError:
         return None
     return {"_target_": f"{type(policy).__module__}.{type(policy).__qualname__}", **plain}
-
-
-def _fields(policy: object) -> Mapping[str, dataclasses.Field[Any]]:
-    return getattr(policy, "__dataclass_fields__", {})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import lightning as L
 import pytest
+from hydra.utils import instantiate
 from observations import shipped_policies
 
 from hosts import Host, linear_net, loaders, make_trainer, quick
@@ -18,7 +19,7 @@ from lightning_morpho import LayersConfig, Periodic, TelemetryConfig, Uniform
 from lightning_morpho.cli.main import main
 from lightning_morpho.tamiyo import Assessment, Germinate, Observation
 from lightning_morpho.tamiyo.plain import observation_from_plain, observation_to_plain
-from lightning_morpho.tamiyo.replay import read_ticks, redecide, tick_entry
+from lightning_morpho.tamiyo.replay import describe_policy, read_ticks, redecide, tick_entry
 from lightning_morpho.telemetry import EVENTS_FILE, read_events
 from lightning_morpho.telemetry.field_reports import FIELD_REPORTS_FILE, read_field_reports
 from lightning_morpho.views import rounded
@@ -62,6 +63,12 @@ def test_other_setting_shows_where_it_differs_and_exits_with_1(
     out = capsys.readouterr().out
     assert "Uniform(at=0.5" in out and "From tick 1 on" in out and "germinate net.0" in out
     assert main(["replay", str(recorded / EVENTS_FILE), "--tamiyo=never"]) == 1
+
+
+@pytest.mark.parametrize("name", shipped_policies())
+def test_a_recorded_policy_is_built_again_as_it_was(name: str) -> None:
+    policy = shipped_policies()[name]
+    assert instantiate(describe_policy(policy)) == policy, "without it a run can't be replayed"
 
 
 @pytest.mark.parametrize("name", shipped_policies())
