@@ -335,7 +335,11 @@ class GrowthEngine:
         self.on_event(event)
 
     def state_dict(self) -> dict[str, Any]:
-        """Counters and records as plain values."""
+        """Counters and records as plain values, and what this process alone has seen."""
+        return self.common_state() | {"unread": self.unread()}
+
+    def common_state(self) -> dict[str, Any]:
+        """Counters and records as plain values, equal on all ranks."""
         return {
             "ticks": self.ticks,
             "step": self.step,
@@ -351,7 +355,6 @@ class GrowthEngine:
             "positions": self.budget.positions,
             **self.inquiry.state_dict(),
             **self.recovery.state_dict(),
-            "unread": self.unread(),
         }
 
     def unread(self) -> dict[str, Any]:

@@ -138,7 +138,8 @@ class GrowthRun:
         """
         self.open()
         trainer, layers = self.trainer, self.engine.layers
-        self._clock, self._first_step = TickClock(self._clock.limit), trainer.global_step
+        self._clock = TickClock(self._clock.limit, device=trainer.strategy.root_device)
+        self._first_step = trainer.global_step
         # Not before: asking for the length of training sets up the loaders, whose state is restored in between.
         self._tick_steps = tick_steps(trainer, self.config.every_n_steps)
         few = None if self._tick_steps or trainer.fast_dev_run else few_ticks(trainer)  # type: ignore[attr-defined]
@@ -339,10 +340,8 @@ class GrowthRun:
     # ------------------------------------------------------------------ persistence
     def state_dict(self) -> dict[str, Any]:
         """Counters, records, samples and the pending validation loss, as plain values and tensors."""
-        engine = self.engine.state_dict()
-        del engine["unread"]
         return {
-            "engine": engine,
+            "engine": self.engine.common_state(),
             "batches": self._batches,
             "val_loss": self._validation.value,
             "has_loss": self._validation.measurable,

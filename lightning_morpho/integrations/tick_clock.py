@@ -21,6 +21,7 @@ class TickClock:
     Args:
         limit: Most of the fit's time that ticks may take, as a share, trials included; None: no limit.
         now: Gives seconds since some moment.
+        device: Where the fit computes; what is queued there is waited for. None: nowhere yet.
 
     Attributes:
         inside: Seconds in ticks that are over.
@@ -28,8 +29,13 @@ class TickClock:
         cuts: In words, what the present tick left out for want of time.
     """
 
-    def __init__(self, limit: float | None = None, now: Callable[[], float] = time.perf_counter) -> None:
-        self.limit, self._now = limit, now
+    def __init__(
+        self,
+        limit: float | None = None,
+        now: Callable[[], float] = time.perf_counter,
+        device: torch.device | None = None,
+    ) -> None:
+        self.limit, self._now, self._device = limit, now, device
         self.inside = self.trials = 0.0
         self.cuts: list[str] = []
         self._began = now()
@@ -41,7 +47,7 @@ class TickClock:
     @contextlib.contextmanager
     def tick(self, steps: int) -> Iterator[None]:
         """A tick, after so many optimizer steps of this fit."""
-        _wait_for_device()  # what the steps before have left to do is no tick's
+        self._wait_for_device()  # what the steps before have left to do is no tick's
         self._steps, self._entered, self._before = steps, self._now(), self.trials
         self.cuts.clear()
         try:
@@ -90,12 +96,12 @@ class TickClock:
             yield
         finally:
             if self.limit is not None:
-                _wait_for_device()
+                self._wait_for_device()
             took = self._now() - began
             self._prices[kind] = took / count
             self.trials += took if kind == "trial" else 0.0
 
-
-def _wait_for_device() -> None:
-    if torch.accelerator.is_available():
-        torch.accelerator.synchronize()
+    def _wait_for_device(self) -> None:
+        # Of a fit on the CPU no process is to start a GPU.
+        if self._device is not None and self._device.type != "cpu" and torch.accelerator.is_available():
+            torch.accelerator.synchronize(self._device)

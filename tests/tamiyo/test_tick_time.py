@@ -112,7 +112,7 @@ def limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def fit(limit: float | None, name: str, epochs: int = 12, **options: Any) -> tuple[Path, TickClock]:
         time = Simulated()
 
-        def made(share: float | None) -> TickClock:
+        def made(share: float | None, **_: Any) -> TickClock:
             clocks.append(TickClock(share, time))
             return clocks[-1]
 
