@@ -7,6 +7,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from hosts import leave_processes
 from lightning_morpho import BlueprintConfig, HybridKasminaLayer, LayersConfig, MorphoConfig
 from lightning_morpho.integrations import gather_objects
 from lightning_morpho.telemetry import LayerGrowth, RunGrowth, Sampler, SeedCredit, SeedStates
@@ -62,4 +63,4 @@ if __name__ == "__main__":
         torch.save(sample([0, 1]), folder / "alone.pt")
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     torch.save(sample([rank]), folder / f"{rank}.pt")
-    dist.destroy_process_group()
+    leave_processes()

@@ -14,9 +14,6 @@ from pathlib import Path
 import pytest
 
 FOLDER = Path(__file__).parents[1] / "examples"
-TESTED_ELSEWHERE = {"demo", "adapt_sentence_encoder"}
-"""By `make demo` and tests/adapt."""
-
 Budget = Callable[[Path], list[str]]
 
 
@@ -58,17 +55,18 @@ IN_PROCESS: dict[str, tuple[Budget, list[str]]] = {
     "growing_on": (_epochs(24), ["one round at 15% of training", "the data have changed", "on all digits"]),
     "train_mnist1d": (_epochs(3), ["DORMANT -> LOADING", "test_acc"]),
 }
-PROCESSES: dict[str, tuple[list[str], list[str]]] = {
-    "ddp": (["--epochs", "2"], ["2 ranks, 3 germinations, weights equal on all of them: True"]),
-    "hydra_sweep": (
-        ["-m", "morpho/tamiyo=never,uniform", "epochs=2"],
-        ["morpho/tamiyo=never epochs=2: validation", "morpho/tamiyo=uniform epochs=2: validation"],
-    ),
-}
+TESTED_APART = {"demo", "adapt_sentence_encoder", "ddp", "hydra_sweep"}
+"""By `make demo`, by tests/adapt, and at the end of this file in processes of their own."""
+LEAVING = """
+from pathlib import Path
+from hosts import leave_processes
+exec(compile(Path({path!r}).read_text(), {path!r}, "exec"))
+leave_processes()
+"""
 
 
 def test_every_example_is_tested() -> None:
-    assert {path.stem for path in FOLDER.glob("*.py")} == {*IN_PROCESS, *PROCESSES, *TESTED_ELSEWHERE}
+    assert {path.stem for path in FOLDER.glob("*.py")} == {*IN_PROCESS, *TESTED_APART}
 
 
 @pytest.mark.slow
@@ -91,18 +89,31 @@ def test_runs(
     assert [text for text in expected if text not in printed] == [], printed[-3000:]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", PROCESSES)
-def test_runs_as_a_script(name: str, tmp_path: Path) -> None:
-    """Where processes of its own, or Hydra, are what it shows."""
-    arguments, expected = PROCESSES[name]
+def _run(script: Path, *arguments: str, folder: Path) -> str:
+    """What a script prints, in a process of its own."""
     done = subprocess.run(
-        [sys.executable, str(FOLDER / f"{name}.py"), *arguments],
-        cwd=tmp_path,
+        [sys.executable, str(script), *arguments],
+        cwd=folder,
         env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=280,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    assert [text for text in expected if text not in done.stdout] == [], done.stdout[-3000:]
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_two_processes_grow_alike(tmp_path: Path) -> None:
+    """Each of them runs the example as `__main__`, and leaves before torch's threads can abort its exit."""
+    script = tmp_path / "run.py"
+    script.write_text(LEAVING.format(path=str(FOLDER / "ddp.py")))
+    printed = _run(script, "--epochs", "2", folder=tmp_path)
+    assert "2 ranks, 3 germinations, weights equal on all of them: True" in printed, printed[-3000:]
+
+
+@pytest.mark.slow
+def test_a_sweep_tries_each_value(tmp_path: Path) -> None:
+    printed = _run(FOLDER / "hydra_sweep.py", "-m", "morpho/tamiyo=never,uniform", "epochs=2", folder=tmp_path)
+    for policy in ("never", "uniform"):
+        assert f"morpho/tamiyo={policy} epochs=2: validation" in printed, printed[-3000:]
