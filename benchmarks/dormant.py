@@ -4,19 +4,20 @@ import torch
 from torch import nn
 
 from benchmarks.harness import Bench, Run, growing, inference, main, training_pass
-from lightning_morpho import ChunkStatistics, HybridKasminaLayer
+from lightning_morpho import HybridKasminaLayer
+from lightning_morpho.telemetry.sampling import LayerSampler
 
 EVERY = 16
 
 
 def observed(layer: HybridKasminaLayer, single: Run) -> Run:
     """One pass in sixteen is looked at, as the callback does it; timed as sixteen passes."""
-    statistics = ChunkStatistics(layer.chunks).to(layer.weight.device)
+    sampler = LayerSampler(layer, layer.weight.device, activations=True, gradients=False, detailed=False)
 
     def run() -> None:
-        layer.morpho.observe(statistics.update)
+        sampler.open()
         single()
-        layer.morpho.observe(None)
+        sampler.close()
         for _ in range(EVERY - 1):
             single()
 

@@ -1,5 +1,6 @@
 """Statistics of gradients and of pairs of units against numpy, over ranks, and in real fits."""
 
+import io
 import os
 import subprocess
 import sys
@@ -15,10 +16,11 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from hosts import Host, linear_net, loaders, make_data, make_trainer, quick
-from lightning_morpho import ChunkManager, LayersConfig, MorphoConfig, TelemetryConfig, morph_
+from lightning_morpho import ChunkManager, HybridKasminaLayer, LayersConfig, MorphoConfig, TelemetryConfig, morph_
 from lightning_morpho.surgery import hybrid_layers
 from lightning_morpho.telemetry import ChunkCorrelation, ChunkGradients, ChunkStatistics, ForwardTime, Sampler
 from lightning_morpho.telemetry.functional import merge_products, pair_products
+from lightning_morpho.telemetry.sampling import LayerSampler
 
 DETAILS = {"correlation", "effective_rank"}
 GRADIENT_FIGURES = {"host_gradient", "seed_gradient", "gradient_ratio"}
@@ -132,6 +134,56 @@ def test_metrics_draw_themselves(metric):
     chart.update(torch.randn(10, 8))
     _, axes = chart.plot()
     assert axes.lines
+
+
+# ---------------------------------------------------------------- a layer's samples
+def sampler_of(features: int = 6) -> LayerSampler:
+    layer = HybridKasminaLayer(nn.Linear(4, features), MorphoConfig(layers=LayersConfig(num_seeds=2)))
+    return LayerSampler(layer, torch.device("cpu"), activations=True, gradients=False, detailed=True)
+
+
+def watch(sampler: LayerSampler, batches: list[torch.Tensor]) -> None:
+    """Forward passes whose outputs the model overwrites, as an in-place ReLU does."""
+    for batch in batches:
+        sampler.open()
+        sampler.layer(batch).detach().fill_(torch.nan)
+        sampler.close()
+
+
+@pytest.mark.parametrize(
+    "shapes", [[(3,), (5,), (1,)], [(), (2, 3)], [(3,), (7000,), (4,)], [(1200,)] * 12, [(0,), (2,)]]
+)
+def test_small_samples_count_as_what_the_layer_gave_at_the_time(shapes):
+    torch.manual_seed(0)
+    sampler = sampler_of()
+    batches = [torch.randn(*shape, 4) for shape in shapes]
+    watch(sampler, batches)
+    assert sampler.touched == (True, False)
+    found = sampler.collect(True, False)
+    seen = np.concatenate([sampler.layer(batch).detach().double().numpy().reshape(-1, 6) for batch in batches])
+    np.testing.assert_allclose(found["mean"], seen.mean(0).reshape(2, 3).mean(1), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(found["variance"], seen.var(0).reshape(2, 3).mean(1), rtol=1e-4)
+    assert sampler.touched == (False, False)
+
+
+@pytest.mark.parametrize("size", [3, 1500])
+@pytest.mark.parametrize("before", range(13))
+def test_samples_go_on_bit_for_bit_from_a_checkpoint_between_two_ticks(before, size):
+    torch.manual_seed(0)
+    whole, batches = sampler_of(), [torch.randn(size, 4) for _ in range(12)]
+    watch(whole, batches[:before])
+    buffer = io.BytesIO()
+    torch.save(whole.state_dict(), buffer)
+    buffer.seek(0)
+    watch(whole, batches[before:])
+    resumed = sampler_of()
+    resumed.layer.load_state_dict(whole.layer.state_dict())
+    resumed.load_state_dict(torch.load(buffer, weights_only=True))
+    assert resumed.touched[0] == (before > 0)
+    watch(resumed, batches[before:])
+    wanted = whole.collect(True, False)
+    for name, values in resumed.collect(True, False).items():
+        torch.testing.assert_close(values, wanted[name], rtol=0, atol=0, equal_nan=True)
 
 
 # ---------------------------------------------------------------- two processes

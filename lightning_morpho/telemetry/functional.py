@@ -78,7 +78,7 @@ def add_sample(moments: Moments, columns: Tensor) -> Moments:
 
         seen = accumulate_(columns, layout, *moments)
         return moments if seen is moments.seen else moments._replace(seen=seen)
-    _add_rows_(*moments, columns.reshape(-1, columns.shape[-1]))
+    _add_rows_(*moments, columns if columns.ndim == 2 else columns.reshape(-1, columns.shape[-1]))
     return moments
 
 

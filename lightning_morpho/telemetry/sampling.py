@@ -24,6 +24,9 @@ from lightning_morpho.telemetry.metrics import (
 Gather = Callable[[Any], list[Any]]
 """The same item of all ranks."""
 
+_TOGETHER = 1 << 15
+"""Elements of small samples that a CPU gathers before it looks: of a few thousand, it computes less than it calls."""
+
 
 class LayerSampler:
     """The metrics of one layer between two ticks, on its device; no step waits for the device.
@@ -40,7 +43,9 @@ class LayerSampler:
         self, layer: HybridKasminaLayer, device: torch.device, *, activations: bool, gradients: bool, detailed: bool
     ) -> None:
         self.layer = layer
-        seeds = layer.morpho
+        self.seeds = seeds = layer.morpho
+        self.together = _TOGETHER if device.type == "cpu" else 0
+        self._samples: list[Tensor] = []  # not yet in the statistics
         self.statistics = ChunkStatistics(layer.chunks).to(device) if activations else None
         self.correlation = ChunkCorrelation(layer.chunks).to(device) if activations and detailed else None
         self.clock = ForwardClock(layer, device) if activations and detailed else None
@@ -50,21 +55,32 @@ class LayerSampler:
     def open(self) -> None:
         """Look at the forward passes from now on."""
         if self.statistics is not None:
-            self.layer.morpho.observe(self._look)
+            self.seeds.observe(self._look)
         if self.clock is not None:
             self.clock.open()
 
     def close(self) -> None:
         """Look no more."""
-        self.layer.morpho.observe(None)
+        self.seeds.observe(None)
         if self.clock is not None:
             self.clock.close()
 
     def _look(self, columns: Tensor) -> None:
-        if self.statistics is not None:
+        if columns.numel() < self.together:
+            self._samples.append(columns.clone())  # the model may overwrite its own
+            if columns.numel() * len(self._samples) >= self.together:
+                self._settle()
+        elif self.statistics is not None:
+            self._settle()
             self.statistics.update(columns)
         if self.correlation is not None:
             self.correlation.update(columns)
+
+    def _settle(self) -> None:
+        """Put the samples that were gathered into the statistics."""
+        if self.statistics is not None and self._samples:
+            self.statistics.update(torch.cat([sample.reshape(-1, sample.shape[-1]) for sample in self._samples]))
+            self._samples.clear()
 
     def take_gradients(self, held: set[int]) -> None:
         """Look at the gradients that lie in parameters now.
@@ -72,7 +88,7 @@ class LayerSampler:
         Args:
             held: Identities of the parameters that the present optimizer holds.
         """
-        seeds = self.layer.morpho
+        seeds = self.seeds
         if self.gradients is None or seeds.off:
             return
         weight = self.layer._parameters.get("weight")  # not of a parametrized layer: it would be computed anew
@@ -90,7 +106,7 @@ class LayerSampler:
     def touched(self) -> tuple[bool, bool]:
         """Whether there are samples of activations, and of gradients, since the last :meth:`collect`."""
         return (
-            self.statistics is not None and self.statistics.update_called,
+            bool(self._samples) or (self.statistics is not None and self.statistics.update_called),
             self.gradients is not None and self.gradients.update_called,
         )
 
@@ -107,6 +123,7 @@ class LayerSampler:
         found: dict[str, Tensor] = {}
         self._touch(activations, gradients)  # so that a rank without samples of its own takes part, too
         if activations:
+            self._settle()
             for metric in (self.statistics, self.correlation):
                 if metric is not None:
                     found |= metric.compute()
@@ -118,8 +135,9 @@ class LayerSampler:
 
     def _touch(self, activations: bool, gradients: bool) -> None:
         """Count a sample of nothing."""
-        if activations and self.statistics is not None:
-            self._look(self.statistics.mean.new_empty(0, self.layer.chunks.num_features))
+        for metric in (self.statistics, self.correlation):
+            if activations and metric is not None:
+                metric.update(torch.empty(0, self.layer.chunks.num_features, device=metric.device))
         if gradients and self.gradients is not None:
             self.gradients.update(None, {})
 
@@ -136,21 +154,24 @@ class LayerSampler:
                 name: {key: _copy(value) for key, value in metric.metric_state.items() if isinstance(value, Tensor)}
                 for name, metric in pending.items()
             },
-            "health": {name: _copy(values) for name, values in self.layer.morpho.health.items()},
+            "samples": [_copy(sample) for sample in self._samples],
+            "health": {name: _copy(values) for name, values in self.seeds.health.items()},
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what :meth:`state_dict` gave; what this run does not measure is left out."""
-        self.layer.morpho.health = dict(state["health"])
+        self.seeds.health = dict(state["health"])
         pending = state["pending"]
         self._touch("statistics" in pending, "gradients" in pending)
         for name, metric in self._metrics.items():
             for key, value in pending.get(name, {}).items():
                 setattr(metric, key, _copy(value).to(metric.device))
+        if self.statistics is not None:  # checkpoints of earlier versions hold no samples
+            self._samples = [_copy(sample).to(self.statistics.device) for sample in state.get("samples", ())]
 
     def _by_seed(self, computed: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Give each seed the gradient of its bed."""
-        bed = torch.from_numpy(self.layer.morpho.state.bed.astype(np.int64))
+        bed = torch.from_numpy(self.seeds.state.bed.astype(np.int64))
         # torchmetrics makes scalars of single values.
         host = computed["host_gradient"].cpu().reshape(len(bed))
         beds = computed["bed_gradient"].cpu().reshape(-1, len(bed))
@@ -301,7 +322,7 @@ class Sampler:
             activations, gradients = (any(rank[name][kind] for rank in ranks) for kind in (0, 1))
             found = layer.collect(activations, gradients)
             if found:
-                layer.layer.morpho.health = layer.layer.morpho.health | found
+                layer.seeds.health = layer.seeds.health | found
             if activations and layer.clock is not None:
                 self.forward_ms[name] = layer.clock.collect()
 
