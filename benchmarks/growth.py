@@ -35,6 +35,7 @@ HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "growth.jsonl"
 PAGE = HERE.parent / "docs" / "evidence"
 GROMO = HERE / "results" / "gromo.json"
+FINDINGS = HERE / "growth_findings.md"
 HOSTS = HERE / "results" / "local" / "hosts"
 
 _TASKS: dict[str, Task] = {}
@@ -192,8 +193,8 @@ def main() -> None:
 
         gromo = json.loads(GROMO.read_text()) if GROMO.exists() else None
         ours = options.report == PAGE
-        verdict = (HERE / "growth_verdict.md").read_text() if ours else ""
-        write_report(Results(read(options.json), SWEPT if ours else 2), gromo, options.report, verdict)
+        findings = FINDINGS.read_text() if ours else ""
+        write_report(Results(read(options.json), SWEPT if ours else 2), gromo, options.report, findings)
         return
     if options.merge:
         merge([options.json, *options.merge])

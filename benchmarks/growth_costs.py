@@ -17,7 +17,7 @@ earlier keeps its last points. FLOPs are counted by torch, those of the forward 
 time of one core (ResNet and GPT: time on the wall, on a shared H200), validation and ticks included; *in ticks*: the
 share of deciding, judging and cutting. MiB: parameters (dormant ones too), gradients, Adam's moments and what the
 forward pass keeps, at the largest moment. *Loss jump*: rise of the validation loss in the tick, the largest of all runs
-at growth, the mean at the cut. (Of the runs of `auto` the jump at growth
+at growth, the mean at the cut. (Of most runs of `auto` the jump at growth
 was not noted; three on the GPT were made on another machine and are left out here.)
 
 """

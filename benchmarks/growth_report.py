@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections import Counter
+import re
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from growth_arms import Arm
-from growth_costs import costs
+from growth_costs import costs, static_names
 from growth_gromo import table as gromo_table
 from growth_hosts import going_on, size_given
 from growth_pictures import draw
 from growth_plan import unfinished
-from growth_results import Results, table
+from growth_results import Results, best_rate, table
 from growth_tables import headline, one_layer, placement, ranks, whether
 
-TEXT = """# Does growing pay?
+TITLE = "# Does growing pay?\n\n"
+MADE = """## How it was measured
 
 Written by `python benchmarks/growth.py --report` from `benchmarks/results/growth.jsonl`, {count:,} runs,
 {hours:.1f} hours. `python benchmarks/growth.py --suite full --data DIR` makes them; which arm runs on which task,
@@ -30,6 +32,11 @@ times. Figures are means over random seeds of test points: accuracy in percent, 
 byte. Intervals are paired 95 % ones, {comparisons} of them on this page, none corrected for their number; a tie is an
 interval that holds 0. *Best* is the static width with the best mean, *reference* the narrowest within 0.5 points of
 it; both are chosen on the test means, in favour of the static nets.
+
+"""
+ENDS = """## Sweeps whose best rate lies at an end
+
+A further rate might be better there. (Static nets: the reference, the best and the widest width.)
 
 """
 
@@ -56,14 +63,53 @@ def not_run(results: Results) -> str:
     return "## In the plan, but not run\n\n" + table(head, rows) if rows else ""
 
 
-def write_report(results: Results, gromo: Mapping[str, Any] | None, folder: Path, verdict: str = "") -> None:
+def at_an_end(results: Results) -> str:
+    """Arms of the page's comparisons whose best rate is the lowest or the highest that they ran at."""
+    found: dict[str, list[str]] = defaultdict(list)
+    for task in results.tasks:
+        for arm in results.arms(task):
+            made = {rate: runs for rate, runs in results.rates(task, arm).items() if len(runs) >= results.swept}
+            rate = best_rate(made) if made else 0.0
+            compared = not arm.isdigit() or arm in static_names(results, task)
+            if compared and len(made) > 1 and rate in (min(made), max(made)):
+                found[re.sub(r"rank\d+", "rank…", task)].append(f"{arm} ({rate:g})")
+    rows = [[f"`{task}`", ", ".join(dict.fromkeys(arms))] for task, arms in found.items()]
+    return ENDS + table(("task", "arms (rate)"), rows) + "\n" if rows else ""
+
+
+def sections(text: str) -> dict[str, str]:
+    """What stands below each heading of a text.
+
+    Example:
+        >>> sections("## A\\n\\nYes.\\n\\n## B\\n\\nNo.\\n")
+        {'A': 'Yes.', 'B': 'No.'}
+    """
+    parts = re.split(r"^## (.*)$", text, flags=re.MULTILINE)[1:]
+    return {heading: below.strip() for heading, below in zip(parts[::2], parts[1::2], strict=True)}
+
+
+def with_findings(page: str, findings: Mapping[str, str]) -> str:
+    """The page, with what was found put first in each section.
+
+    Raises:
+        ValueError: If a finding has no section.
+    """
+    for heading, finding in findings.items():
+        head = f"## {heading}\n\n"
+        if head not in page:
+            raise ValueError(f"`findings` must have headings of the page, got {heading!r}.")
+        page = page.replace(head, f"{head}{finding}\n\n", 1)
+    return page
+
+
+def write_report(results: Results, gromo: Mapping[str, Any] | None, folder: Path, findings: str = "") -> None:
     """Write ``README.md`` and its pictures.
 
     Args:
         results: All runs.
         gromo: What `growth_gromo.py` wrote.
         folder: Where to.
-        verdict: What follows from it all, in Markdown.
+        findings: What follows from it all, in Markdown: for each section, under its heading, what stands in it first.
     """
     folder.mkdir(parents=True, exist_ok=True)
     sized = [task for task in results.tasks if len(results.widths(task)) > 2]
@@ -77,10 +123,11 @@ def write_report(results: Results, gromo: Mapping[str, Any] | None, folder: Path
         size_given(results),
         costs(results),
         GROMO + gromo_table(gromo["runs"]) + "\n" if gromo else "",
-        verdict,
-        not_run(results) if verdict else "",
+        at_an_end(results),
+        not_run(results) if findings else "",
     ]
     hours = sum(run["seconds"] for run in results.runs) / 3600
-    head = TEXT.format(count=len(results.runs), hours=hours, comparisons=results.comparisons)
-    (folder / "README.md").write_text(head + "".join(body), encoding="utf-8")
+    made = MADE.format(count=len(results.runs), hours=hours, comparisons=results.comparisons)
+    page = TITLE + ("## In short\n\n" if findings else "") + made + "".join(body)
+    (folder / "README.md").write_text(with_findings(page, sections(findings)), encoding="utf-8")
     draw(results, sized, folder)

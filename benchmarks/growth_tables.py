@@ -180,22 +180,33 @@ def placement(results: Results, tasks: Sequence[str]) -> str:
     )
     pairs = [(a, b) for a, b in pairs if any(results.arm(task, a) and results.arm(task, b) for task in tasks)]
     ran = [arm for arm in PLACES if any(results.arm(task, arm) for task in tasks)]
+    found: dict[tuple[str, str], list[Comparison]] = {pair: [] for pair in pairs}
     for task in tasks:
         arms = {arm: results.arm(task, arm) for arm in ran}
         if not arms.get("uniform"):
             continue
-        points = [f"{mean(r, 'test'):.2f} ({mean(r, 'parameters'):,.0f})" if r else "not run" for r in arms.values()]
-        differences = [shown(results.compare(arms[b], arms[a])) if arms[a] and arms[b] else "" for a, b in pairs]
-        rows.append([task, *points, *differences])
+        row = [f"{mean(r, 'test'):.2f} ({mean(r, 'parameters'):,.0f})" if r else "not run" for r in arms.values()]
+        for a, b in pairs:
+            compared = [results.compare(arms[b], arms[a])] if arms[a] and arms[b] else []
+            found[a, b] += compared
+            row.append("".join(f"{shown(one)}, {one.pairs}" for one in compared))
+        rows.append([task, *row])
     if not rows:
         return ""
+    rows.append(["**above 0, below 0**", *[""] * len(ran), *map(tally, found.values())])
     return (
         "## One early round, against chance and against four rounds\n\n`uniform`: one round at 15 %, filled to the "
         "budget; `random`: four parts at random ticks and layers; `periodic`: four parts in turn. All may spend the "
-        "same budget; in brackets the parameters at the end. Their seeds are judged as always.\n\n"
+        "same budget; in brackets the parameters at the end. Their seeds are judged as always. Differences with their "
+        "pairs; last row: tasks whose interval lies above and below 0.\n\n"
         + table(("task", *ran, *(f"{a} − {b}" for a, b in pairs)), rows)
         + "\n"
     )
+
+
+def tally(compared: Sequence[Comparison]) -> str:
+    """How many intervals lie above 0, how many below."""
+    return f"{sum(one.low > 0 for one in compared)}, {sum(one.high < 0 for one in compared)} of {len(compared)}"
 
 
 ONE_LAYER = """## Where: one layer of several

@@ -18,7 +18,7 @@ import growth  # noqa: E402
 from growth_arms import Arm  # noqa: E402
 from growth_costs import area  # noqa: E402
 from growth_recorder import Recorder  # noqa: E402
-from growth_report import write_report  # noqa: E402
+from growth_report import with_findings, write_report  # noqa: E402
 from growth_results import SWEPT, Results  # noqa: E402
 from growth_run import run  # noqa: E402
 from growth_tasks import CLASSES, TASKS, Task  # noqa: E402
@@ -196,6 +196,14 @@ def test_a_page_is_written_from_whatever_has_run(task: Task, tmp_path: Path, ext
     assert ("## One early round" in page) == ("uniform" in extra)
     assert ("## Where: one layer" in page) == ("lot4" in extra)
     assert (tmp_path / "growth.png").stat().st_size > 0 and (tmp_path / "curves.png").stat().st_size > 0
+
+
+def test_findings_open_the_sections_that_they_are_of() -> None:
+    """A finding whose section is gone or renamed would vanish from the page."""
+    page = "## Whether\n\nA linear map.\n\n## How much\n\nTeachers.\n"
+    assert "## How much\n\nAs much as needed.\n\nTeachers." in with_findings(page, {"How much": "As much as needed."})
+    with pytest.raises(ValueError, match="'How'"):
+        with_findings(page, {"How": "As much as needed."})
 
 
 @pytest.mark.slow
