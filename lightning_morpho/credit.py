@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
@@ -127,7 +128,7 @@ class _Runner:
         self.groups, self.order = groups, sorted(some, key=lambda i: min(place.get(n, 0) for n, _ in groups[i]))
         sharded = any(isinstance(parameter, DTensor) for parameter in model.parameters())
         self.replicas = 1 if sharded or len(self.order) < 2 else replicas
-        self._factors: dict[tuple[int, int], dict[str, Tensor]] = {}
+        self._factors: dict[tuple[int, ...], tuple[dict[str, Tensor], dict[str, np.ndarray]]] = {}
         self.reaches = {name: set(_chain(layer)) for name, layer in layers.items()}
         self._probe = probe
         self._first = True
@@ -182,12 +183,12 @@ class _Runner:
         pairs: dict[int, Pair] = {}
         for start in range(0, len(self.order), self.replicas):
             part = self.order[start : start + self.replicas]
-            keep = self._factors_of(start, part)
+            keep, every = self._factors_of(part)
 
-            def one(keep: dict[str, Tensor]) -> Tensor:
+            def one(keep: dict[str, Tensor], every: dict[str, np.ndarray] = every) -> Tensor:
                 with contextlib.ExitStack() as stack:
                     for name, factors in keep.items():
-                        stack.enter_context(scaled(self.layers[name].morpho, factors))
+                        stack.enter_context(scaled(self.layers[name].morpho, factors, every[name]))
                     return self.loss(batch).detach()
 
             with preserved_random_state(), _inert_metrics(self.model), warnings.catch_warnings():
@@ -198,17 +199,21 @@ class _Runner:
             _check_alike(pairs[i], float(value))
         return pairs
 
-    def _factors_of(self, start: int, part: Sequence[int]) -> dict[str, Tensor]:
-        """For each layer that a pass concerns: 0 for the seeds left out, else 1; ``(groups, live beds, chunks)``."""
-        if (start, len(part)) not in self._factors:
+    def _factors_of(self, part: Sequence[int]) -> tuple[dict[str, Tensor], dict[str, np.ndarray]]:
+        """0 for the seeds left out, else 1, for each layer that a pass concerns: on its device, and on the host.
+
+        ``(groups, live beds, chunks)``.
+        """
+        key = tuple(part)
+        if key not in self._factors:
             groups = [(), *(self.groups[i] for i in part)]
-            self._factors[start, len(part)] = {
-                name: torch.stack(
-                    [muting_factors(self.layers[name].morpho, [c for n, c in group if n == name]) for group in groups]
-                )
-                for name in {name for group in groups for name, _ in group}
-            }
-        return self._factors[start, len(part)]
+            keep, every = {}, {}
+            for name in {name for group in groups for name, _ in group}:
+                seeds = self.layers[name].morpho
+                rows = np.stack([muting_factors(seeds, [c for n, c in group if n == name]) for group in groups])
+                keep[name], every[name] = torch.from_numpy(rows).to(next(seeds.parameters()).device), rows
+            self._factors[key] = keep, every
+        return self._factors[key]
 
 
 def _check_alike(pair: Pair, value: float) -> None:

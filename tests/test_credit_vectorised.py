@@ -1,5 +1,7 @@
 """Many seeds a pass: the same figures as one by one, and one by one where that can't be."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -33,11 +35,11 @@ class Net(nn.Module):
         return self.linear(self.drop(F.relu(self.conv2(x))).flatten(1))
 
 
-def grown(kind, hidden=3):
+def grown(kind, hidden=3, chunks=2):
     torch.manual_seed(0)
     model = Net()
     config = MorphoConfig(
-        layers=LayersConfig(num_seeds=2, beds=2),
+        layers=LayersConfig(num_seeds=chunks, beds=2),
         blueprint=BlueprintConfig(kind=kind, hidden=hidden),
         warmup=WarmupConfig(steps=0),
         lifecycle=LifecycleConfig(active_ticks=0, embargo_ticks=0),
@@ -46,8 +48,8 @@ def grown(kind, hidden=3):
     confirm_pairs_(model, torch.randn(2, 2, 4))
     for layer in hybrid_layers(model).values():
         if layer.morpho.free_beds:
-            layer.request_germination([1])
-            layer.request_germination([0])
+            for chunk in reversed(range(chunks)):
+                layer.request_germination([chunk])
         for parameter in layer.morpho.parameters():
             if parameter.requires_grad:
                 nn.init.normal_(parameter, std=0.5)
@@ -77,9 +79,12 @@ def both_ways(model, groups, data, loss, replicas=3):
     return ways
 
 
-@pytest.mark.parametrize("kind", ["neurons", "mlp", "block", "span"])
-def test_many_seeds_a_pass_give_the_figures_of_one_by_one(kind):
-    model, data = grown(kind), batches()
+@pytest.mark.parametrize(
+    ("kind", "chunks"), [("neurons", 2), ("mlp", 2), ("block", 2), ("span", 2), ("span", 1)], ids=str
+)
+def test_many_seeds_a_pass_give_the_figures_of_one_by_one(kind, chunks):
+    """A span of one chunk goes as a whole: what the layer behind reads of it goes with it."""
+    model, data = grown(kind, chunks=chunks), batches()
     groups = [*singles(model), tuple(key for group in singles(model)[:3] for key in group)]
 
     def loss(batch):
@@ -96,6 +101,22 @@ def test_many_seeds_a_pass_give_the_figures_of_one_by_one(kind):
         assert other.differences == pytest.approx(one.differences, abs=3e-6)
         assert other.reaches == one.reaches
     assert model.mean.update_count == 0
+
+
+@pytest.mark.parametrize("kind", ["neurons", "mlp", "span"])
+def test_a_seed_that_has_broken_down_gives_nothing_in_either_way(kind):
+    """Its infinite weights must not make the whole model a NaN in one of them: no seed could be judged."""
+    model, data = grown(kind), batches()
+    broken = [p for name, p in model.named_parameters() if ".morpho." in name and p.ndim > 1][-1]
+    with torch.no_grad():
+        broken.fill_(torch.inf)
+    (one_by_one, plain_calls), (vectorised, calls) = both_ways(
+        model, singles(model), data, lambda batch: F.cross_entropy(model(batch[0]), batch[1])
+    )
+    assert calls < plain_calls, "measured one by one for one seed that is broken"
+    assert all(math.isfinite(m.rise) for m in vectorised)
+    for one, other in zip(one_by_one, vectorised, strict=True):
+        assert other.differences == pytest.approx(one.differences, abs=3e-6)
 
 
 def test_a_random_loss_is_paired():

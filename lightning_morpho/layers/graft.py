@@ -59,6 +59,7 @@ class GraftPlan:
         self._alphas = tuple(alphas)
         self._disjoint = len(alphas) == 1 or not (np.count_nonzero(np.stack(alphas), axis=0) > 1).any()
         self._networks = _networks(blueprint) if blend == "add" else None
+        self._merges = blend == "add"
         before: dict[Bed, ActiveSet] = {}
         if previous is not None:
             before = dict(zip(previous.beds, previous._active, strict=True))
@@ -69,14 +70,18 @@ class GraftPlan:
             for bed, rows in zip(beds, alphas, strict=True)
         ]
 
-    def scaled(self, factors: Tensor) -> GraftPlan:
-        """The same plan in plain differentiable operations, its blend weights times ``factors``, ``(beds, N)``."""
+    def scaled(self, factors: Tensor, every: np.ndarray) -> GraftPlan:
+        """The same plan in plain differentiable operations, its blend weights times ``factors``, ``(beds, N)``.
+
+        The seeds' outputs are scaled, not their weights, which all replicas then share. ``every`` matters to spans
+        alone.
+        """
         plan = copy.copy(self)
         groups = len(self.blueprint.site.chunks.groups)
         device = factors.device
         alphas = [torch.from_numpy(rows).to(device) * factors[i] for i, rows in enumerate(self._alphas)]
         plan._active = [ActiveSet.dense(alpha, groups) for alpha in alphas]
-        plan._networks = None
+        plan._networks, plan._merges = None, False
         return plan
 
     def __call__(self, x: Tensor, y: Tensor) -> Tensor:
@@ -106,7 +111,7 @@ class GraftPlan:
         self.blueprint.train(self.beds[0].training)
         parameters = [bed.values() for bed in self.beds]
         alphas = [site.chunks.expand(entry.alpha) for entry in self._active]
-        merged = self.blueprint.merge(parameters, alphas) if self.blend == "add" else None
+        merged = self.blueprint.merge(parameters, alphas) if self._merges else None
         if merged is not None:
             return add_contained(y, contribution(self.blueprint, merged, guarded(x), guarded(y)))
         for index, (values, alpha) in enumerate(zip(parameters, alphas, strict=True)):

@@ -6,13 +6,12 @@ import contextlib
 from collections.abc import Iterable, Iterator
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from lightning_morpho.layers.seeds import SeedBeds
 
 
-def muting_factors(seeds: SeedBeds, chunks: Iterable[int]) -> Tensor:
+def muting_factors(seeds: SeedBeds, chunks: Iterable[int]) -> np.ndarray:
     """What :func:`scaled` needs to take the current seeds of some chunks out: 0 for them, else 1.
 
     Args:
@@ -20,26 +19,27 @@ def muting_factors(seeds: SeedBeds, chunks: Iterable[int]) -> Tensor:
         chunks: Chunks whose seeds are left out. Fossils of earlier seeds stay.
 
     Returns:
-        ``(live beds, chunks)``, float32, on the layer's device.
+        ``(live beds, chunks)``, float32.
     """
     live = [i for i in range(len(seeds.beds)) if not seeds.bed_at(i).free]
     factors = np.ones((len(live), len(seeds.state)), dtype=np.float32)
     for chunk in chunks:
         factors[[index == seeds.state.bed[chunk] for index in live], chunk] = 0
-    return torch.from_numpy(factors).to(next(seeds.parameters()).device)
+    return factors
 
 
 @contextlib.contextmanager
-def scaled(seeds: SeedBeds, factors: Tensor) -> Iterator[None]:
+def scaled(seeds: SeedBeds, factors: Tensor, every: np.ndarray) -> Iterator[None]:
     """Multiply the blend weights of a layer's live beds for a while; nothing is read from the device.
 
     Args:
         seeds: Seeds of the layer.
-        factors: ``(live beds, chunks)`` in [0, 1].
+        factors: ``(live beds, chunks)`` in [0, 1], on the layer's device; under ``vmap`` those of one replica.
+        every: Those of all replicas, ``(replicas, live beds, chunks)``.
     """
     plan = seeds.plan
     try:
-        seeds.plan = None if plan is None else plan.scaled(factors)
+        seeds.plan = None if plan is None else plan.scaled(factors, every)
         yield
     finally:
         seeds.plan = plan

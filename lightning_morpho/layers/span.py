@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from lightning_morpho.blueprints import Span
-from lightning_morpho.grafting import weighted
+from lightning_morpho.grafting import blend_add, weighted
 from lightning_morpho.layers.beds import Bed
-from lightning_morpho.layers.faults import add_contained, guarded
+from lightning_morpho.layers.faults import add_contained, contained, guarded
 from lightning_morpho.layers.incubation import Scale, feature_mask, incubate
 from lightning_morpho.layers.links import Link, linkable, open_older_, open_younger_
 from lightning_morpho.layers.taps import Hidden, Tap
@@ -60,13 +60,26 @@ class SpanPlan:
             self._strength.append(bed.hold("strength", torch.tensor(rows.max())))
             self._young.append(bed.hold("young", feature_mask(blueprint, young)) if young.any() else None)
         self._acts = [bool(rows.any()) or not young.any() for rows, young in zip(alphas, incubating, strict=True)]
+        self._scaled = False
 
-    def scaled(self, factors: Tensor) -> SpanPlan:
-        """The same plan with its blend weights times ``factors``, ``(beds, N)``."""
+    def scaled(self, factors: Tensor, every: np.ndarray) -> SpanPlan:
+        """The same plan with its blend weights times ``factors``, ``(beds, N)``; without gradients.
+
+        Outputs and hidden units are scaled, not the weights that give and read them: where ``factors`` are those of
+        many replicas, all share one product with the same weights.
+
+        Args:
+            factors: In [0, 1].
+            every: Those of all replicas, ``(replicas, beds, N)``: a bed that fades in none of them is one for all.
+        """
         plan = copy.copy(self)
+        plan._scaled = True
         alphas = [torch.from_numpy(rows).to(factors.device) * factors[i] for i, rows in enumerate(self._rows)]
         plan._alpha = [self.blueprint.site.chunks.expand(alpha) for alpha in alphas]
-        plan._strength = [alpha.max() for alpha in alphas]
+        fades = [(rows * every[:, i]).max(1).min() < rows.max() for i, rows in enumerate(self._rows)]
+        plan._strength = [
+            alpha.max() if faded else own for alpha, faded, own in zip(alphas, fades, self._strength, strict=True)
+        ]
         return plan
 
     def __call__(self, y: Tensor, scale: Scale = 1.0) -> tuple[Tensor, Hidden]:
@@ -88,9 +101,14 @@ class SpanPlan:
             if self._acts[position]:
                 parameters = bed.values()
                 units = self._units(position, bed, [guarded(x) for x in sources], before)
-                parameters["w_out"] = weighted(parameters["w_out"], alpha)
-                out = add_contained(out, self.blueprint.grow(parameters, units))
-                hidden[index] = units, strength
+                if self._scaled:
+                    delta = contained(self.blueprint.grow(parameters, units))
+                    out = blend_add(out, delta, self.blueprint.site.per_feature(alpha))
+                    hidden[index] = units * strength.to(units.dtype), torch.ones((), device=units.device)
+                else:
+                    parameters["w_out"] = weighted(parameters["w_out"], alpha)
+                    out = add_contained(out, self.blueprint.grow(parameters, units))
+                    hidden[index] = units, strength
             if young is not None:
                 apart = {i: (units.detach(), power) for i, (units, power) in before.items()}
                 units = self._units(position, bed, [x.detach() for x in sources], apart, apart=True)
