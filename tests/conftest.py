@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 from torch import nn
 
 from lightning_morpho import (
@@ -26,7 +26,15 @@ from lightning_morpho import (
 torch.set_num_threads(1)
 
 # The same examples in every run: a failure that a colleague sees can be repeated.
-settings.register_profile("repeatable", deadline=None, derandomize=True, database=None, max_examples=50)
+# Nothing depends on the time that drawing takes: a busy machine would fail what is right.
+settings.register_profile(
+    "repeatable",
+    deadline=None,
+    derandomize=True,
+    database=None,
+    max_examples=50,
+    suppress_health_check=[HealthCheck.too_slow],
+)
 settings.load_profile("repeatable")
 
 
@@ -125,5 +133,5 @@ def installed_wheel(wheel: Path) -> Path:
 
 
 def _python(*command: str) -> None:
-    done = subprocess.run([sys.executable, *command], capture_output=True, text=True, timeout=200)
+    done = subprocess.run([sys.executable, *command], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -154,13 +156,30 @@ def quick(**options: Any) -> MorphoCallback:
     return MorphoCallback(**(defaults | options))
 
 
+def run_script(script: Path, *arguments: str, folder: Path | None = None, **environment: str) -> str:
+    """What a Python script prints, in a process of its own that sees the modules that this one does.
+
+    It may take as long as a test may: on a busy machine another limit would end what is right.
+    """
+    done = subprocess.run(
+        [sys.executable, str(script), *arguments],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"} | environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-3000:]
+    return done.stdout
+
+
 def leave_processes() -> None:
     """End a process whose results are saved, once all ranks are here.
 
     A plain torch script (a small net under DistributedDataParallel over gloo, nothing of ours) on a busy machine aborts
-    at its exit in about one of twenty processes, "terminate called without an active exception", after
-    `destroy_process_group` as well: a thread of gloo that lets go of a tensor needs an interpreter that is ending.
-    Its results are written by then; only the exit status is lost.
+    at its exit in one of ten to twenty processes, "terminate called without an active exception", after
+    `destroy_process_group` as well. A thread of gloo still holds the last collective, whose saved thread-local state
+    holds a Python object: letting go of it takes the interpreter's lock, and where that is ending Python ends the
+    thread, inside of a destructor. Results are written by then; only the exit status is lost.
     """
     if dist.is_initialized():
         dist.barrier()

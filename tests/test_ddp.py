@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from hosts import assert_equal
+from hosts import assert_equal, run_script
 
 pytestmark = pytest.mark.slow
 
@@ -20,10 +17,7 @@ DDP = ["plain", "static_graph", "accumulation", "random_events", "rolled_back", 
 
 
 def launch(out: Path, variants: list[str], ranks: int = 2, script: str = "ddp_run.py") -> dict[str, Any]:
-    command = [sys.executable, str(Path(__file__).with_name(script)), str(out), *variants]
-    environment = os.environ | {"MORPHO_TEST_RANKS": str(ranks), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=280, env=environment)
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_script(Path(__file__).with_name(script), str(out), *variants, MORPHO_TEST_RANKS=str(ranks))
     return {path.stem: torch.load(path, weights_only=False) for path in out.glob("*.pt")}
 
 

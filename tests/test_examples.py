@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import gzip
 import importlib.util
-import os
 import random
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from hosts import run_script
 
 FOLDER = Path(__file__).parents[1] / "examples"
 Budget = Callable[[Path], list[str]]
@@ -89,31 +88,17 @@ def test_runs(
     assert [text for text in expected if text not in printed] == [], printed[-3000:]
 
 
-def _run(script: Path, *arguments: str, folder: Path) -> str:
-    """What a script prints, in a process of its own."""
-    done = subprocess.run(
-        [sys.executable, str(script), *arguments],
-        cwd=folder,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=280,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
-
-
 @pytest.mark.slow
 def test_two_processes_grow_alike(tmp_path: Path) -> None:
     """Each of them runs the example as `__main__`, and leaves before torch's threads can abort its exit."""
     script = tmp_path / "run.py"
     script.write_text(LEAVING.format(path=str(FOLDER / "ddp.py")))
-    printed = _run(script, "--epochs", "2", folder=tmp_path)
+    printed = run_script(script, "--epochs", "2", folder=tmp_path)
     assert "2 ranks, 3 germinations, weights equal on all of them: True" in printed, printed[-3000:]
 
 
 @pytest.mark.slow
 def test_a_sweep_tries_each_value(tmp_path: Path) -> None:
-    printed = _run(FOLDER / "hydra_sweep.py", "-m", "morpho/tamiyo=never,uniform", "epochs=2", folder=tmp_path)
+    printed = run_script(FOLDER / "hydra_sweep.py", "-m", "morpho/tamiyo=never,uniform", "epochs=2", folder=tmp_path)
     for policy in ("never", "uniform"):
         assert f"morpho/tamiyo={policy} epochs=2: validation" in printed, printed[-3000:]

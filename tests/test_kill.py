@@ -98,8 +98,13 @@ def run(root: Path, every_n_steps: int | None, ckpt: Path | None, kill: dict[str
     trainer.save_checkpoint(root / "end.ckpt")
 
 
+# A fork of pytest's own process, in which earlier tests may have left threads, could wait for ever for their locks.
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["lightning_morpho", "pytest"])
+
+
 def in_a_process(function: Callable[..., None], *arguments: Any) -> int | None:
-    process = multiprocessing.get_context("fork").Process(target=function, args=arguments)
+    process = FORKS.Process(target=function, args=arguments)
     process.start()
     process.join()
     return process.exitcode

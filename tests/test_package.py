@@ -26,9 +26,7 @@ print(lightning_morpho.MorphoCallback().__class__.__name__)
 
 
 def _run(*command: str, cwd: Path, **env: str) -> str:
-    done = subprocess.run(
-        [sys.executable, *command], cwd=cwd, env=env or None, capture_output=True, text=True, timeout=200
-    )
+    done = subprocess.run([sys.executable, *command], cwd=cwd, env=env or None, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

@@ -69,7 +69,7 @@ def test_site_is_built_without_a_warning(tmp_path: Path) -> None:
     pytest.importorskip("mkdocs", reason="pip install 'lightning-morpho[docs]'")
     pytest.importorskip("mkdocstrings", reason="pip install 'lightning-morpho[docs]'")
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     reference = (tmp_path / "api" / "core.html").read_text(encoding="utf-8")
     assert "Let a model grow while it trains." in reference

@@ -100,7 +100,7 @@ def other_pythons() -> dict[str, str]:
     found = {}
     for python in filter(None, candidates):
         asked = [str(python), "-c", "import sys; print('%d.%d' % sys.version_info[:2])"]
-        done = subprocess.run(asked, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(asked, capture_output=True, text=True)
         if done.returncode == 0 and done.stdout.strip() != "{}.{}".format(*sys.version_info[:2]):
             found[done.stdout.strip()] = str(python)
     return found

@@ -201,7 +201,7 @@ def test_documented_command_runs_and_lists_the_layers_that_are_on(tmp_path):
         "morpho.rollout.percentage=50",
     ]
     command = [sys.executable, "-m", "lightning_morpho.train", *overrides]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=200)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     output = done.stdout + done.stderr
     assert done.returncode == 0, output
     assert "+ net.0" in output  # on; and below, off with the reason

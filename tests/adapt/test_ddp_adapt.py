@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from hosts import assert_equal
+from hosts import assert_equal, run_script
 from lightning_morpho.telemetry import EVENTS_FILE, read_events
 
 
 @pytest.mark.slow
 def test_ranks_adapt_alike_and_the_host_stands_still(tmp_path: Path) -> None:
-    command = [sys.executable, str(Path(__file__).with_name("ddp_adapt.py")), str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_script(Path(__file__).with_name("ddp_adapt.py"), str(tmp_path))
     (before, first), (_, second) = (torch.load(tmp_path / f"rank-{rank}.pt") for rank in (0, 1))
     assert_equal(first, second)
     assert_equal(before, {name: first[name] for name in before})

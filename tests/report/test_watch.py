@@ -131,7 +131,7 @@ def test_through_a_pipe_each_event_is_a_line_until_the_run_ends(tmp_path):
             "step 640: net.2: 1 seed LOADING -> ACTIVE (because)",
             "step 700: finished",
         ]
-        assert process.wait(20) == 0
+        assert process.wait() == 0
 
 
 @pytest.mark.slow
@@ -142,4 +142,4 @@ def test_ctrl_c_ends_without_a_traceback(tmp_path):
         time.sleep(0.1)
         process.send_signal(signal.SIGINT)
         assert "Traceback" not in process.stdout.read()
-        assert process.wait(20) == 0
+        assert process.wait() == 0

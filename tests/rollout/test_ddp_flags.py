@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from hosts import assert_equal
+from hosts import assert_equal, run_script
 
 
 @pytest.mark.slow
 def test_all_ranks_switch_before_the_same_step_and_stay_bit_equal(tmp_path: Path) -> None:
-    command = [sys.executable, str(Path(__file__).with_name("ddp_flags.py")), str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_script(Path(__file__).with_name("ddp_flags.py"), str(tmp_path))
     first, second = (torch.load(tmp_path / f"steps-{rank}.pt") for rank in (0, 1))
     implementations = [name for name, _ in first]
     assert implementations == [name for name, _ in second]

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +14,18 @@ import torch
 from torch import nn, optim
 from torch.utils.data import DataLoader, IterableDataset, Sampler, TensorDataset
 
-from hosts import Host, Record, assert_equal, conv_net, linear_net, loaders, make_data, make_trainer, optimizer_state
+from hosts import (
+    Host,
+    Record,
+    assert_equal,
+    conv_net,
+    linear_net,
+    loaders,
+    make_data,
+    make_trainer,
+    optimizer_state,
+    run_script,
+)
 from lightning_morpho import (
     BlueprintConfig,
     LifecycleConfig,
@@ -377,12 +385,8 @@ def test_sampler_that_can_t_be_copied_is_named_and_the_narrowest_grows(tmp_path:
 # ---- several processes
 @pytest.mark.slow
 def test_two_ranks_try_and_grow_alike(tmp_path: Path) -> None:
-    places = os.pathsep.join([str(TESTS), str(TESTS.parent), os.environ.get("PYTHONPATH", "")])
-    script = [sys.executable, str(TESTS / "tamiyo" / "ddp_trial.py"), str(tmp_path)]
-    for command in ([*script, "alone"], script):
-        environment = os.environ | {"PYTHONPATH": places}
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, done.stderr[-2000:]
+    for how in (["alone"], []):
+        run_script(Path(__file__).with_name("ddp_trial.py"), str(tmp_path), *how)
     first, second = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1))
     assert_equal(first["weights"], second["weights"])
     assert_equal(first["trials"], second["trials"])

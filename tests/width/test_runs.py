@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from torch import nn  # noqa: E402
 
 from families import Skip  # noqa: E402
-from hosts import Host, Record, assert_equal, loaders, make_trainer  # noqa: E402
+from hosts import Host, Record, assert_equal, loaders, make_trainer, run_script  # noqa: E402
 from lightning_morpho import (  # noqa: E402
     BlueprintConfig,
     Never,
@@ -167,11 +165,7 @@ def test_forced_growth_comes_at_any_learning_rate(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("variant", ["plain", "static_graph", "accumulation", "fsdp2"])
 def test_replicas_that_grow_linked_spans_at_different_steps_stay_bit_equal(variant, tmp_path):
-    command = [sys.executable, str(Path(__file__).with_name("runs.py")), str(tmp_path), variant]
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=120, env=os.environ | {"OMP_NUM_THREADS": "1"}
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_script(Path(__file__).with_name("runs.py"), str(tmp_path), variant)
     first, second = (torch.load(tmp_path / f"{variant}-{rank}.pt") for rank in range(2))
     assert first["events"] == {"net.0": 0, "net.2": 1, "net.4": 1}
     assert_equal(first["state"], second["state"])
