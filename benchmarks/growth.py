@@ -8,6 +8,7 @@ python benchmarks/growth.py --report [FOLDER]
 
 `growth_plan.json` says which arm runs on which task, with which widths, rates and seeds; `growth_arms.py` what an
 arm is. Each run is one line of `--json`; a line that is there is not run again, so a suite that was stopped goes on.
+The quick suite takes minutes, begins with a file of its own and ends with its page: tables and pictures.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ RESULTS = HERE / "results" / "growth.jsonl"
 PAGE = HERE.parent / "docs" / "evidence"
 GROMO = HERE / "results" / "gromo.json"
 FINDINGS = HERE / "growth_findings.md"
-HOSTS = HERE / "results" / "local" / "hosts"
+QUICK = HERE / "results" / "local" / "quick.jsonl"
+HOSTS = QUICK.parent / "hosts"
 
 _TASKS: dict[str, Task] = {}
 
@@ -71,7 +73,7 @@ def load(names: Iterable[str], data: Path) -> dict[str, Task]:
         try:
             tasks[name] = TASKS[name](data)
         except (FileNotFoundError, ImportError) as error:
-            print(f"{name}: not run, its data are missing ({error})")
+            print(f"{name}: not run, its data are missing ({error}); growth_tasks.py says where they are had")
     return tasks
 
 
@@ -173,6 +175,17 @@ def merge(paths: Sequence[Path]) -> None:
     paths[0].write_text("".join(line(run) for run in found.values()))
 
 
+def report(runs: Path, folder: Path) -> None:
+    """Write the page of the runs of a file: for the documentation with what was found, else with the tables alone."""
+    from growth_report import write_report
+
+    if folder.resolve() == PAGE.resolve():
+        write_report(Results(read(runs), SWEPT), json.loads(GROMO.read_text()), folder, FINDINGS.read_text())
+    else:
+        write_report(Results(read(runs), 2), None, folder)
+    print(f"written: {folder / 'README.md'}")
+
+
 def main() -> None:
     """Run what is missing of a suite, or write the report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -182,24 +195,22 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=HERE / "data")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--shard", default="0/1", help="i/n: every n-th arm, from the i-th on")
-    parser.add_argument("--json", type=Path, default=RESULTS, help="where runs are written and looked for")
+    parser.add_argument("--json", type=Path, help="where runs are written and looked for")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--minutes", type=float, default=float("inf"), help="start no further run after that")
     parser.add_argument("--merge", type=Path, nargs="+", help="put these files' runs into `--json`")
     parser.add_argument("--report", type=Path, nargs="?", const=PAGE, help="write a page from the runs that are there")
     options = parser.parse_args()
-    if options.report:
-        from growth_report import write_report
-
-        gromo = json.loads(GROMO.read_text()) if GROMO.exists() else None
-        ours = options.report == PAGE
-        findings = FINDINGS.read_text() if ours else ""
-        write_report(Results(read(options.json), SWEPT if ours else 2), gromo, options.report, findings)
-        return
+    quick = options.suite == "quick" and not options.report and not options.merge
+    options.json = options.json or (QUICK if quick else RESULTS)
     if options.merge:
         merge([options.json, *options.merge])
-        return
-    work(Queue(chosen(options), read(options.json)), options)
+    elif options.report:
+        report(options.json, options.report)
+    else:
+        work(Queue(chosen(options), read(options.json)), options)
+    if quick:
+        report(options.json, options.json.with_suffix(""))
 
 
 if __name__ == "__main__":

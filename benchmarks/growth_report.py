@@ -20,8 +20,9 @@ from growth_tables import headline, one_layer, placement, ranks, whether
 TITLE = "# Does growing pay?\n\n"
 MADE = """## How it was measured
 
-Written by `python benchmarks/growth.py --report` from `benchmarks/results/growth.jsonl`, {count:,} runs,
-{hours:.1f} hours. `python benchmarks/growth.py --suite full --data DIR` makes them; which arm runs on which task,
+Written by `python benchmarks/growth.py --report` from {count:,} runs, {hours:.1f} hours (in the documentation those of
+`benchmarks/results/growth.jsonl`). `python benchmarks/growth.py --suite full --data DIR` makes them, `--suite quick`
+a few of them in minutes; which arm runs on which task,
 at which rates and random seeds, stands in `benchmarks/growth_plan.json`, committed before the runs (what was added
 after a first look: more seeds, and rates beyond the ends of sweeps that had their best there). Every run goes through a
 Lightning Trainer, on one CPU core (ResNet and GPT: on an H200): 1 000 steps of 128 samples unless said, Adam, a

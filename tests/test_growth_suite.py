@@ -233,6 +233,5 @@ def test_the_quick_suite_resumes_and_is_reported(tmp_path: Path, monkeypatch: py
     path.write_text("".join(json.dumps(one) + "\n" for one in runs[:-1]))
     growth.main()
     assert [growth.key(one) for one in growth.read(path)] == [growth.key(one) for one in runs]
-    write_report(Results(runs, 2), None, tmp_path / "page")
-    page = (tmp_path / "page" / "README.md").read_text()
+    page = (tmp_path / "runs" / "README.md").read_text()
     assert "**teacher**, 3 pairs" in page and "| 4 | " in page
