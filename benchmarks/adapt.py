@@ -341,7 +341,8 @@ def table(path: Path) -> str:
                     row.append(f"{bounds['mean']:+.1f} ± {bounds['half_width']:.1f}{rate}")
                 lines.append("| " + " | ".join(row) + " |")
     means = [f"{pair} {statistics.fmean(d):+.2f} over {len(d)} settings" for pair, d in differences.items()]
-    return "\n".join([*lines, "", "Means: " + "; ".join(means) + "."])
+    count = sum(map(len, differences.values()))
+    return "\n".join([*lines, "", "Means: " + "; ".join(means) + f". {count} intervals in all."])
 
 
 def main() -> None:

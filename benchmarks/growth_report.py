@@ -34,6 +34,13 @@ byte. Intervals are paired 95 % ones, {comparisons} of them on this page, none c
 interval that holds 0. *Best* is the static width with the best mean, *reference* the narrowest within 0.5 points of
 it; both are chosen on the test means, in favour of the static nets.
 
+Tasks, nets of one hidden layer unless said: `letter`: Letter Recognition, `letter8` and `letter3` its first eight
+and three letters, `letter2` in two hidden layers; `satellite`, `shuttle`, `vowel`: other tables; `teacher`: a net
+of 10 rectified units; `linear`: a linear map; `mnist1d`: MNIST-1D, 4 000 samples, three convolutions with batch
+norms (`mnist1d38k`: 38 000 samples; `mnist1d_plain`: no norms); `fashion`: Fashion-MNIST; `fashion_resnet`: the
+same in two residual blocks; `python_gpt`: the bytes of Python's standard library in a transformer of two blocks.
+Where data are had, and the splits: `benchmarks/growth_tasks.py`.
+
 """
 ENDS = """## Sweeps whose best rate lies at an end
 
