@@ -21,6 +21,7 @@ from lightning_morpho.optim import OptimizerLink
 from lightning_morpho.recovery import Recovery
 from lightning_morpho.tamiyo import Cull, Decision, Defer, Germinate, Keep, LayerView, Observation, Penalize, Tamiyo
 from lightning_morpho.tamiyo.observation import SeedKey
+from lightning_morpho.tamiyo.validity import checked
 from lightning_morpho.telemetry.events import AnyEvent, Event, Notice, Refusal, SeedRecord
 from lightning_morpho.telemetry.field_reports import FieldReport
 from lightning_morpho.views import layer_view, live_chunks, outcomes_of, reports_of
@@ -90,7 +91,8 @@ class GrowthEngine:
 
     def begin(self, *, step: int, total_steps: int | None) -> None:
         """Before the first training step: what Tamiyo wants to grow from the start."""
-        for decision in self.tamiyo.begin(self.observe(step, total_steps, False)):
+        observation = self.observe(step, total_steps, False)
+        for decision in checked(self.tamiyo.begin(observation), observation, self.tamiyo):
             self._apply(decision)
         self.optimizers.drop_stale_state()
         self._settle(step)

@@ -22,6 +22,7 @@ from lightning_morpho.tamiyo import (
     Try,
 )
 from lightning_morpho.tamiyo.observation import Group, SeedKey
+from lightning_morpho.tamiyo.validity import checked
 from lightning_morpho.telemetry.events import Finding, FindingKind
 from lightning_morpho.telemetry.field_reports import TrialCost
 
@@ -90,14 +91,18 @@ class Inquiry:
     def decide(
         self, tamiyo: Tamiyo, observation: Observation, answers: Answers
     ) -> tuple[Observation, Sequence[Decision]]:
-        """The decisions of a tick, and the observation, answers included, that they rest on."""
-        decisions = tamiyo.decide(observation)
+        """The decisions of a tick, and the observation, answers included, that they rest on.
+
+        Raises:
+            ValueError: If the controller gives a decision that can't be meant.
+        """
+        decisions = checked(tamiyo.decide(observation), observation, tamiyo)
         for _ in range(_ROUNDS):
             answered = self._answer(observation, decisions, answers)
             if answered is None:
                 break
             observation = answered
-            decisions = tamiyo.decide(observation)
+            decisions = checked(tamiyo.decide(observation), observation, tamiyo)
         return observation, decisions
 
     def _answer(self, observation: Observation, decisions: Sequence[Decision], answers: Answers) -> Observation | None:
