@@ -39,7 +39,8 @@ def load_grown_(
 
     Raises:
         LifecycleError: If the model holds hybrid layers already.
-        ValueError: If the checkpoint has seeds in a layer, or spans in a pair, that the model lacks.
+        OSError: If there is no such file.
+        ValueError: If it can't be read, or has seeds in a layer, or spans in a pair, that the model lacks.
         RuntimeError: If a key or a shape does not fit; then nothing is changed.
 
     Example:
@@ -52,9 +53,7 @@ def load_grown_(
         >>> plain[0].seed(0).stage.name
         'LOADING'
     """
-    content: Mapping[str, Any] = (
-        checkpoint if isinstance(checkpoint, Mapping) else torch.load(checkpoint, map_location="cpu", weights_only=True)
-    )
+    content = checkpoint if isinstance(checkpoint, Mapping) else read_checkpoint(checkpoint)
     state = content.get("state_dict", content)
     if hybrid_layers(model):
         raise LifecycleError("The model holds hybrid layers already: load the checkpoint with `load_state_dict`.")
@@ -63,6 +62,27 @@ def load_grown_(
     _swap_as_saved_(model, extras, pairs, example)
     model.load_state_dict(dict(state))
     return list(extras)
+
+
+def read_checkpoint(path: str | PathLike[str]) -> dict[str, Any]:
+    """The content of a checkpoint, on the CPU; no code in it is run (``weights_only=True``).
+
+    Raises:
+        OSError: If there is no such file.
+        ValueError: If torch can't read it, or it holds no mapping.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except Exception as error:  # torch's unpickler raises whatever the bytes lead it to
+        raise ValueError(
+            f"`{path}` can't be read as a checkpoint with `weights_only=True`: {type(error).__name__}: {error}. "
+            "If it is one, and you trust who made it, give its content: `torch.load(path, weights_only=False)`."
+        ) from error
+    if not isinstance(content, dict):
+        raise ValueError(f"`{path}` must hold a checkpoint or a `state_dict`, got a {type(content).__name__}.")
+    return content
 
 
 class LoadsGrown:

@@ -98,12 +98,19 @@ def check_choice(value: object, name: str, choices: Iterable[str]) -> None:
 
 
 def named_arguments(cls: type[T]) -> type[T]:
-    """Let a class say which keyword argument it does not know, and which one was probably meant."""
+    """Let a class say which argument it does not know, and which one was probably meant."""
     original: Callable[..., None] = cls.__init__
-    known = [name for name in inspect.signature(original).parameters if name != "self"]
+    arguments = [item for item in inspect.signature(original).parameters.values() if item.name != "self"]
+    known = [item.name for item in arguments]
+    named_alone = all(item.kind is item.KEYWORD_ONLY for item in arguments)
 
     @functools.wraps(original)
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        if args and named_alone and known:
+            raise TypeError(
+                f"{cls.__name__} takes its arguments by name, got {', '.join(map(repr, args))} without one. "
+                f"Known: {', '.join(known)}."
+            )
         for name in kwargs:
             if name not in known:
                 raise TypeError(f"{cls.__name__} has no key `{name}`: {suggest(name, known)}")

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -68,7 +69,7 @@ class ChunkManager:
         if not 1 <= num_chunks <= num_features:
             raise ValueError(
                 f"`num_chunks` must lie between 1 and the {num_features} features, got {num_chunks}. "
-                "A chunk holds at least one feature: ask for fewer seeds, or use 'auto'."
+                "A chunk holds at least one feature: lower `layers.num_seeds`, or leave it at 'auto'."
             )
         self.num_features = num_features
         self.num_chunks = num_chunks
@@ -100,8 +101,8 @@ class ChunkManager:
         Raises:
             ValueError: If ``chunk`` is negative or not below ``num_chunks``.
         """
-        if not 0 <= chunk < self.num_chunks:
-            raise ValueError(f"`chunk` must lie in [0, {self.num_chunks - 1}], got {chunk}.")
+        if not isinstance(chunk, (int, np.integer)) or not 0 <= chunk < self.num_chunks:
+            raise ValueError(f"`chunk` must be an integer in [0, {self.num_chunks - 1}], got {chunk!r}.")
 
     def bounds(self, chunk: int) -> tuple[int, int]:
         """First feature of a chunk and the one after its last."""

@@ -409,6 +409,6 @@ def check_section(name: str, value: object, expected: Any) -> None:
     if isinstance(value, type):
         raise TypeError(f"`{name}` must be {wanted}, got the class itself: write `{value.__name__}()`.")
     raise TypeError(
-        f"`{name}` must be {wanted}, got {type(value).__name__}. "
-        f"In YAML give it `_target_: lightning_morpho.{expected.__name__}`."
+        f"`{name}` must be {wanted}, got {type(value).__name__}. In Python write `{expected.__name__}(...)`, "
+        f"in YAML give it `_target_: lightning_morpho.{expected.__name__}`."
     )

@@ -12,7 +12,7 @@ from lightning_morpho.blueprints import Blueprint, is_eligible_type
 from lightning_morpho.config import MorphoConfig
 from lightning_morpho.layers import HybridKasminaLayer
 from lightning_morpho.pairs import Pair
-from lightning_morpho.rollout import LiveRollout
+from lightning_morpho.rollout import LiveRollout, idle_patterns
 from lightning_morpho.wording import memory, plural
 
 WRONG_TYPE = "no seeds grow in this type (exactly nn.Linear, nn.Conv1d/2d/3d)"
@@ -161,6 +161,13 @@ def check_patterns(model: nn.Module, config: MorphoConfig) -> None:
                     f"`layers.{title}` has the pattern {pattern!r}, which matches none of the model's "
                     f"{len(candidates)} eligible layers: {shorten(candidates)}."
                 )
+    for title in ("allowlist", "blocklist"):
+        for pattern in idle_patterns(getattr(config.rollout, title), config.rollout.unit, config.model_id, candidates):
+            raise ValueError(
+                f"`rollout.{title}` has the pattern {pattern!r}, which matches none of the {len(candidates)} eligible "
+                f"layers of the model {config.model_id!r}: {shorten(candidates)}. A layer of another model is written "
+                "`<model id>/<layer>`."
+            )
     if not candidates:
         raise ValueError(
             "No eligible layer: the model has no module of exactly the type nn.Linear, nn.Conv1d, nn.Conv2d "

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from lightning_morpho.checks import suggest
+from lightning_morpho.checks import check_choice
 from lightning_morpho.config import BlueprintConfig, CreditConfig, LayersConfig, LifecycleConfig
 from lightning_morpho.tamiyo import Probation
 
@@ -46,8 +46,7 @@ def with_preset(name: str | None, given: Mapping[str, Any]) -> dict[str, Any]:
     """
     if name is None:
         return dict(given)
-    if name not in PRESETS:
-        raise ValueError(f"There is no `preset` {name!r}: {suggest(str(name), PRESETS)}")
+    check_choice(name, "preset", PRESETS)
     values = PRESETS[name]()
     if all(given.get(key) is not None for key in values):
         raise ValueError(

@@ -86,15 +86,22 @@ class RunConfig:
     def __post_init__(self) -> None:
         for name, expected in _SECTIONS.items():
             check_section(name, getattr(self, name), expected)
-        for kind in (self.model.blueprint.kind, *self.model.layers.kinds.values()):
+        own = {f"layers.kinds[{pattern!r}]": kind for pattern, kind in self.model.layers.kinds.items()}
+        for key, kind in {"blueprint.kind": self.model.blueprint.kind, **own}.items():
             if kind != AUTO:
-                blueprint_type(kind)
+                blueprint_type(kind, key)
         every = self.every_n_steps
         check(
             every is None or is_count(every) or (is_fraction(every) and 0 < every < 1),
             "every_n_steps",
             "at least 1 optimizer step, a fraction of training in (0, 1), or None",
             every,
+        )
+        check(
+            self.loss_fn is None or callable(self.loss_fn),
+            "loss_fn",
+            "a function `(module, batch) -> Tensor`, or None",
+            self.loss_fn,
         )
         check(isinstance(self.freeze_host, bool), "freeze_host", "true, false or None", self.freeze_host)
         if self.freeze_host and (self.model.rollout.flag_file or self.model.rollout.ramp):

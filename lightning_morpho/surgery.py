@@ -11,7 +11,7 @@ from torch import nn
 
 from lightning_morpho.allocation import allocate, fill_budget
 from lightning_morpho.blueprints import Blueprint
-from lightning_morpho.config import AUTO, BUDGET, MorphoConfig
+from lightning_morpho.config import AUTO, BUDGET, MorphoConfig, check_section
 from lightning_morpho.eligibility import EligibilityReport, check_patterns, module_report, reasons_against, shorten
 from lightning_morpho.layers import (
     HybridKasminaLayer,
@@ -55,6 +55,7 @@ def morph_(
         Every module with the reason why seeds grow in it or not.
 
     Raises:
+        TypeError: If ``model`` is no module, or ``config`` no :class:`MorphoConfig`.
         ValueError: If the model has no eligible layer, a pattern matches none, there are more seeds
             than features, the blueprint is unknown, or the budget is too small for one bed.
         LifecycleError: If the model holds hybrid layers already.
@@ -68,7 +69,10 @@ def morph_(
           - 1  ReLU        no seeds grow in this type (exactly nn.Linear, nn.Conv1d/2d/3d)
           + 2  Linear      1 seed, 1 bed of 56 parameters: span, proposed: `0` -> 1 -> `2`
     """
-    config = config or MorphoConfig()
+    config = MorphoConfig() if config is None else config
+    check_section("config", config, MorphoConfig)
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"`model` must be an nn.Module, got {type(model).__name__}.")
     rollout = rollout or LiveRollout(config.rollout, config.model_id)
     if hybrid_layers(model):
         raise LifecycleError("The model holds hybrid layers already; `unmorph_` it first.")

@@ -12,6 +12,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
+from torchmetrics import MeanMetric
 
 from hosts import (
     Host,
@@ -29,6 +30,7 @@ from hosts import (
 from lightning_morpho import (
     AutoSize,
     BudgetConfig,
+    CreditConfig,
     HybridKasminaLayer,
     LayersConfig,
     LifecycleConfig,
@@ -360,6 +362,34 @@ def test_a_loss_that_is_only_logged_is_found(tmp_path: Path) -> None:
     assert reasons and not any("unjudged" in r for r in reasons)
 
 
+class LogsMetric(Host):
+    """As lightning-hydra-template writes it: the loss is in a torchmetrics object, and nothing is returned."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__(net)
+        self.mean = MeanMetric()
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:  # type: ignore[override]
+        self.mean(self.loss(batch)) if self.global_step % 20 else self.mean.update(self.loss(batch))
+        self.log("val/loss", self.mean)
+
+
+@pytest.mark.parametrize("replicas", [1, 8])
+def test_a_loss_logged_as_a_metric_object_judges_as_the_loss_itself_does(replicas: int, tmp_path: Path) -> None:
+    figures, logged = [], []
+    for name, host, monitor in (("plain", Host, "val_loss"), ("metric", LogsMetric, "val/loss")):
+        L.seed_everything(0)
+        callback = quick(credit=CreditConfig(monitor=monitor, replicas=replicas))
+        trainer = make_trainer(tmp_path / name, callback, max_epochs=6)
+        trainer.fit(host(linear_net()), **loaders())
+        logged.append(float(trainer.callback_metrics[monitor]))
+        figures.append([e["figures"] for e in events(tmp_path / name) if e["from"] == "ACTIVE"])
+    assert figures[0] and "rise" in figures[0][0]
+    for plain, metric in zip(*figures, strict=True):
+        assert metric == pytest.approx(plain, rel=1e-5, abs=1e-7)  # a mean of float32 losses in another order
+    assert logged[1] == pytest.approx(logged[0], rel=1e-5)
+
+
 def test_without_a_held_out_loss_seeds_are_kept_unjudged_and_the_user_is_told(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="kept without judgement"):
         reasons = _judge_reasons(tmp_path, NoLoss(linear_net()), quick())
@@ -382,6 +412,18 @@ def test_a_users_own_loss_function_is_used(tmp_path: Path) -> None:
     reasons = _judge_reasons(tmp_path, NoLoss(linear_net()), quick(loss_fn=loss_fn))
     assert seen and not any(seen)
     assert not any("unjudged" in r for r in reasons)
+
+
+def test_a_loss_function_may_give_a_plain_number(tmp_path: Path) -> None:
+    callback = quick(loss_fn=lambda module, batch: module.loss(batch).item())
+    reasons = _judge_reasons(tmp_path, NoLoss(linear_net()), callback)
+    assert reasons and not any("unjudged" in r for r in reasons)
+
+
+def test_a_loss_function_that_gives_no_single_number_is_named(tmp_path: Path) -> None:
+    callback = quick(loss_fn=lambda module, batch: module.net(batch[0]))
+    with pytest.raises(TypeError, match=r"`loss_fn` must be a single number.*shape \(\d+, 3\)"):
+        _judge_reasons(tmp_path, NoLoss(linear_net()), callback)
 
 
 # ------------------------------------------------------------------------------------------------ time and place
@@ -498,7 +540,14 @@ def test_the_table_of_seeds_is_printed_at_the_end(tmp_path: Path, capsys: pytest
         ({"layers": "default"}, TypeError, "bare string 'default'"),
         ({"tamiyo": "periodic"}, TypeError, "bare string 'periodic'"),
         ({"tamiyo": AutoSize}, TypeError, r"the class itself: write `AutoSize\(\)`"),
-        ({"rollout": {"enabled": True}}, TypeError, "instance of RolloutConfig, got dict"),
+        ({"rollout": {"enabled": True}}, TypeError, r"instance of RolloutConfig, got dict.*`RolloutConfig\(...\)`"),
+        ({"loss_fn": "val_loss"}, ValueError, r"`loss_fn` must be a function.*got 'val_loss'"),
+        ({"preset": "adapt"}, ValueError, "`preset` can't be 'adapt'.*Known: adapt_pretrained"),
+        (
+            {"layers": LayersConfig(kinds={"net.*": "neuron"})},
+            ValueError,
+            r"`layers.kinds\['net.\*'\]` can't be 'neuron'",
+        ),
         ({"every_n_steps": 0}, ValueError, "at least 1 optimizer step"),
         ({"model_id": ""}, ValueError, "`model_id`"),
     ],
@@ -512,7 +561,7 @@ def test_an_unknown_blueprint_is_refused_with_the_known_ones() -> None:
     from lightning_morpho import BlueprintConfig
 
     with pytest.raises(
-        ValueError, match=r"one of \['affine', 'block', 'glu', 'lowrank', 'mlp', 'neurons'.*got 'neuron'"
+        ValueError, match=r"`blueprint.kind` can't be 'neuron': did you mean `neurons`\? Known: affine, bl"
     ):
         MorphoCallback(blueprint=BlueprintConfig(kind="neuron"))
 

@@ -151,6 +151,13 @@ def test_bare_string_section_is_refused_as_a_missing_hydra_group():
         MorphoConfig(blueprint="neurons")
 
 
+def test_an_argument_without_its_name_is_refused_with_the_names_there_are():
+    with pytest.raises(
+        TypeError, match=r"LayersConfig takes its arguments by name, got \['net'\].*Known: include, exclude"
+    ):
+        LayersConfig(["net"])
+
+
 def test_section_of_another_type_is_refused_with_the_target_to_use():
     with pytest.raises(TypeError, match=r"`budget`.*got dict.*_target_: lightning_morpho.BudgetConfig"):
         MorphoConfig(budget={"parameters": 3})

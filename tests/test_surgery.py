@@ -154,7 +154,7 @@ def test_surgery_keeps_the_function_the_weights_and_the_global_random_state():
         ({"include": "1"}, "pattern '1'.*2 eligible layers"),
         ({"exclude": "head"}, "`layers.exclude` has the pattern 'head'"),
         ({"seeds": 3}, "Layer `2`: .*2 features, got 3"),
-        ({"kind": "forest"}, "`blueprint.kind` must be one of .*got 'forest'"),
+        ({"kind": "forest"}, "`blueprint.kind` can't be 'forest': Known: affine"),
         # The cheapest bed, in layer 2, holds 4 * (8 + 1 + 2) parameters.
         ({"budget": 43}, r"`budget` \(43 parameters\) is too small.*`2`, needs 44"),
     ],
@@ -165,6 +165,41 @@ def test_refused_surgery_leaves_the_model_untouched(wrong, message):
     with pytest.raises(ValueError, match=message):
         morph_(model, config(**wrong))
     assert fingerprint(model) == before
+
+
+@pytest.mark.parametrize("title", ["allowlist", "blocklist"])
+def test_a_rollout_list_with_a_layer_that_the_model_lacks_is_refused(title):
+    """A typing error would leave the layer growing that was to stand still."""
+    model = net()
+    before = fingerprint(model)
+    listed = RolloutConfig(unit="layer", **{title: ["other/head", "2", "hed"]})
+    with pytest.raises(ValueError, match=rf"`rollout.{title}` has the pattern 'hed'.*2 eligible layers.*: 0, 2"):
+        morph_(model, config(rollout=listed))
+    assert fingerprint(model) == before
+    for unit in ("model", "both"):  # these lists name models, and this one need not be among them
+        morph_(net(), config(rollout=RolloutConfig(unit=unit, percentage=100, **{title: ["other"]})))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("net",), "`model` must be an nn.Module, got str"),
+        ((nn.Linear(2, 2), {"layers": {}}), "`config` must be an instance of MorphoConfig, got dict"),
+        ((nn.Linear(2, 2), LayersConfig()), "`config` must be an instance of MorphoConfig, got LayersConfig"),
+    ],
+)
+def test_what_is_no_model_or_no_configuration_is_named(arguments, message):
+    with pytest.raises(TypeError, match=message):
+        morph_(*arguments)
+
+
+@pytest.mark.parametrize("chunk", ["0", 0.0, 7, -1])
+def test_what_is_no_chunk_is_refused_before_anything_grows(chunk):
+    model = net()
+    morph_(model, config())
+    with pytest.raises(ValueError, match=r"`chunk` must be an integer in \[0, 0\]"):
+        model[2].request_germination([chunk])
+    assert model[2].morpho.dormant
 
 
 def test_model_without_eligible_layers_is_refused():

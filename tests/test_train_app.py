@@ -120,6 +120,11 @@ def test_choices_on_the_command_line_win_over_the_experiment():
     assert (cfg.morpho.rollout.percentage, cfg.trainer.max_epochs, cfg.threads) == (5.0, 3, 2)
 
 
+def test_a_misspelt_experiment_is_refused_instead_of_training_something_else():
+    with pytest.raises(MissingConfigException, match=r"experiment/mnst1d.*(?s:.)*mnist1d"):
+        compose("train", ["experiment=mnst1d"])
+
+
 def test_misspelt_override_is_named():
     with pytest.raises(ConfigCompositionException) as caught:
         compose("train", ["morpho.rollout.percentge=5"])

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lightning_morpho.blueprints.probe import probe as probe_blueprint
 from lightning_morpho.blueprints.site import Site
+from lightning_morpho.checks import check_choice
 from lightning_morpho.config import BlueprintConfig
 
 Source = Literal["chunk", "input", "output", "producer"]
@@ -62,8 +63,7 @@ class Blueprint(ABC):
     folds: bool = False
 
     def __init__(self, site: Site, config: BlueprintConfig) -> None:
-        if config.activation not in ACTIVATIONS:
-            raise ValueError(f"`blueprint.activation` must be one of {sorted(ACTIVATIONS)}, got {config.activation!r}.")
+        check_choice(config.activation, "blueprint.activation", sorted(ACTIVATIONS))
         self.site = site
         self.config = config
         self.activation = ACTIVATIONS[config.activation]
@@ -209,14 +209,17 @@ def register_blueprint(name: str, *, probe: bool = True) -> Callable[[type[Bluep
     return register
 
 
-def blueprint_type(name: str) -> type[Blueprint]:
+def blueprint_type(name: str, key: str = "blueprint.kind") -> type[Blueprint]:
     """The blueprint class of that name.
+
+    Args:
+        name: Name in the registry.
+        key: Where the name stands, for the message.
 
     Raises:
         ValueError: For an unknown name, with those there are.
     """
-    if name not in _REGISTRY:
-        raise ValueError(f"`blueprint.kind` must be one of {sorted(_REGISTRY)}, got {name!r}.")
+    check_choice(name, key, sorted(_REGISTRY))
     return _REGISTRY[name]
 
 

@@ -12,7 +12,7 @@ import torch
 from omegaconf import DictConfig
 from torch import nn
 
-from lightning_morpho.checkpoint import load_grown_
+from lightning_morpho.checkpoint import load_grown_, read_checkpoint
 from lightning_morpho.cli.compose import add_config_arguments, build, load_config, model_and_config
 from lightning_morpho.cli.parsing import add_command
 from lightning_morpho.export import FORMATS, save_export
@@ -51,7 +51,7 @@ def run(options: argparse.Namespace) -> int:
     """Build the model, load the checkpoint into it, export, and print the differences."""
     config = load_config(options.config, options.overrides, options.config_dir)
     model, morpho = model_and_config(config)
-    checkpoint = torch.load(options.ckpt, map_location="cpu", weights_only=True)
+    checkpoint = read_checkpoint(options.ckpt)
     try:
         load_grown_(model, checkpoint, pairs=morpho.layers.pairs)
         report = save_export(

@@ -14,6 +14,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import CombinedLoader
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
+from torchmetrics import Metric
 
 from lightning_morpho.config import CreditConfig
 from lightning_morpho.credit import affordable, group_seeds, measure
@@ -88,7 +89,7 @@ class HeldOut:
         """The loss of a batch, None if there is none, and what ``validation_step`` logged."""
         with self.trainer.precision_plugin.val_step_context():
             if self.loss_fn is not None:
-                return self.loss_fn(self.pl_module, batch), {}
+                return _scalar(self.loss_fn(self.pl_module, batch), "`loss_fn`"), {}
             return run_validation_step(self.pl_module, batch, self.config.monitor)
 
     def loss(self, batch: Any) -> Tensor:
@@ -184,8 +185,34 @@ def run_validation_step(pl_module: LightningModule, batch: Any, monitor: str) ->
                 "needs must outlast a validation; or give the callback `loss_fn=(module, batch) -> loss`."
             ) from error
     if loss is None and monitor in logged:
-        loss = torch.as_tensor(logged[monitor])
+        value = logged[monitor]
+        loss = _loss_of_metric(value) if isinstance(value, Metric) else _scalar(value, f"What is logged as `{monitor}`")
     return loss, logged
+
+
+def _scalar(value: Any, subject: str) -> Tensor:
+    """A loss as a tensor.
+
+    Raises:
+        TypeError: If it is not a single number.
+    """
+    if isinstance(value, (int, float)) or (isinstance(value, Tensor) and value.numel() == 1):
+        return torch.as_tensor(value)
+    got = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
+    raise TypeError(f"{subject} must be a single number, as a tensor or plain, got {got}.")
+
+
+def _loss_of_metric(metric: Metric) -> Tensor | None:
+    """What a logged torchmetrics object makes of this batch, on this rank; None if it took no update.
+
+    The metric is a clone (:func:`~lightning_morpho.isolation.isolated`); the next batch starts afresh.
+    """
+    if not metric.update_called:
+        return None
+    own = metric.clone()
+    own.distributed_available_fn = lambda: False
+    metric.reset()
+    return _scalar(own.compute(), f"`{type(metric).__name__}`, logged as the loss,")
 
 
 def call_step(step: Callable[..., Any], batch: Any) -> Any:

@@ -64,9 +64,10 @@ class StageMachine:
         Raises:
             ValueError: For a chunk out of range or named twice.
         """
-        wanted = [int(chunk) for chunk in chunks]
-        for chunk in wanted:
+        given = list(chunks)
+        for chunk in given:
             self._chunks.check_index(chunk)
+        wanted = [int(chunk) for chunk in given]
         if len(set(wanted)) != len(wanted):
             raise ValueError(f"`chunks` must name each chunk once, got {wanted}.")
         return wanted

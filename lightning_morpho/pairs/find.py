@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_morpho.checks import suggest
 from lightning_morpho.pairs.flow import Pair
 from lightning_morpho.pairs.operations import FUNCTIONS, HOLE, Step, function_step, module_kind
 from lightning_morpho.pairs.probe import PairProbe
@@ -141,7 +142,10 @@ def _named_step(name: str, modules: Mapping[str, nn.Module]) -> Step:
     if name == "flatten":
         return Step("flatten", "flatten")
     if name not in FUNCTIONS:
-        raise ValueError(f"`layers.pairs`: {name!r} is neither a module of the model nor one of {sorted(FUNCTIONS)}.")
+        named = sorted(known for known in FUNCTIONS if not known.startswith("_"))
+        raise ValueError(
+            f"`layers.pairs`: {name!r} is neither a module of the model nor an operation: {suggest(name, named)}"
+        )
     step = function_step(FUNCTIONS[name], (HOLE,), {})
     assert step is not None
     return step

@@ -11,6 +11,7 @@ from lightning_morpho.rollout.flags import (
     feature_environment,
     flag_enabled,
     flag_of,
+    idle_patterns,
     register_flag,
     with_environment,
 )
@@ -41,6 +42,7 @@ __all__ = [
     "feature_environment",
     "flag_enabled",
     "flag_of",
+    "idle_patterns",
     "parse_flags",
     "register_flag",
     "with_environment",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
 
@@ -101,6 +101,23 @@ def decide_layer(model_id: str, layer: str, config: FlagConfig) -> tuple[bool, s
         (False, 'cohort bucket 43.98 is not below 25 %')
     """
     return decide(model_id if config.unit == "model" else f"{model_id}/{layer}", config)
+
+
+def idle_patterns(patterns: Sequence[str], unit: str, model_id: str, layers: Sequence[str]) -> list[str]:
+    """The patterns of a list that are meant for layers of this model and match none of them.
+
+    A rollout of whole models has no such patterns, and neither has a name that may be another model's.
+
+    Example:
+        >>> idle_patterns(["net.*", "nte.0", "other/net.9", "model/net.9"], "layer", "model", ["net.0", "net.2"])
+        ['nte.0', 'model/net.9']
+    """
+    if unit == "model":
+        return []
+    units = [name for layer in layers for name in (f"{model_id}/{layer}", layer)]
+    idle = [pattern for pattern in patterns if not any(fnmatchcase(name, pattern) for name in units)]
+    own = [(pattern, pattern.rpartition("/")[0]) for pattern in idle]
+    return [pattern for pattern, model in own if (model == model_id if model else unit == "layer")]
 
 
 def feature_environment(environment: Mapping[str, str] | None = None) -> dict[str, str]:

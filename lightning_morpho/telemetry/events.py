@@ -251,9 +251,9 @@ def _last_byte(file: BinaryIO) -> bytes:
     return file.read(1)
 
 
-def read_events(path: Path) -> Iterator[dict[str, Any]]:
+def read_events(path: str | Path) -> Iterator[dict[str, Any]]:
     """The entries of an event log, in order; lines cut off by a kill are left out."""
-    with path.open(encoding="utf-8") as file:
+    with Path(path).open(encoding="utf-8") as file:
         for line in file:
             with contextlib.suppress(json.JSONDecodeError):
                 yield json.loads(line)

@@ -250,7 +250,7 @@ def _values(entry: Entry) -> Iterator[tuple[str, float | None]]:
             yield f"morpho/{layer}/{name}", value
 
 
-def read_run(path: Path) -> SavedRun:
+def read_run(path: str | Path) -> SavedRun:
     """Read a run.
 
     Args:
@@ -259,6 +259,7 @@ def read_run(path: Path) -> SavedRun:
     Raises:
         ValueError: If there is no run.
     """
+    path = Path(path)
     folder = find_run(path)
     run = run_of(_read(folder / EVENTS_FILE), _read(folder / METRICS_FILE), folder, run_name(path, folder))
     logged, source = read_metrics([folder, *logger_folders(path if path.is_dir() else folder)])

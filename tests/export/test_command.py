@@ -77,3 +77,18 @@ def test_what_is_wrong_is_said_in_one_line_and_nothing_is_written(options, messa
     assert main([*arguments, "--out", str(tmp_path / "net"), *flags]) == 2
     assert message in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("content", [b"hello", b"", b"PK\x03\x04 cut off"])
+def test_a_file_that_is_no_checkpoint_is_named(content, tmp_path, capsys):
+    (tmp_path / "last.ckpt").write_bytes(content)
+    assert command(tmp_path / "last.ckpt", tmp_path / "net") == 2
+    assert "last.ckpt` can't be read as a checkpoint" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="can't be read as a checkpoint with `weights_only=True`"):
+        load_grown_(ConvClassifier(channels=4), tmp_path / "last.ckpt")
+
+
+def test_a_file_that_holds_no_mapping_is_named(tmp_path):
+    torch.save([1, 2], tmp_path / "last.ckpt")
+    with pytest.raises(ValueError, match="must hold a checkpoint or a `state_dict`, got a list"):
+        load_grown_(ConvClassifier(channels=4), tmp_path / "last.ckpt")

@@ -26,7 +26,7 @@ LICENSES = ("d3.LICENSE", "plot.LICENSE")
 """Of these two; each copy of them has to carry it."""
 
 
-def write_report(run: Path, out: Path | None = None) -> Path:
+def write_report(run: str | Path, out: str | Path | None = None) -> Path:
     """Write the report of a run.
 
     Args:
@@ -41,7 +41,7 @@ def write_report(run: Path, out: Path | None = None) -> Path:
         OSError: If the report can't be written.
     """
     log = read_run(run)
-    path = (run if run.is_dir() else log.folder) / REPORT_FILE if out is None else out
+    path = (Path(run) if Path(run).is_dir() else log.folder) / REPORT_FILE if out is None else Path(out)
     html = render_report(log)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(html, encoding="utf-8")
