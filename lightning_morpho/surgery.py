@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from lightning_morpho.allocation import allocate, fill_budget
-from lightning_morpho.blueprints import Blueprint
+from lightning_morpho.blueprints import Blueprint, is_eligible_type
 from lightning_morpho.config import AUTO, BUDGET, MorphoConfig, check_section
 from lightning_morpho.eligibility import EligibilityReport, check_patterns, module_report, reasons_against, shorten
 from lightning_morpho.layers import (
@@ -56,7 +56,7 @@ def morph_(
 
     Raises:
         TypeError: If ``model`` is no module, or ``config`` no :class:`MorphoConfig`.
-        ValueError: If the model has no eligible layer, a pattern matches none, there are more seeds
+        ValueError: If the model has no eligible layer, no pair for `span`, a pattern matches none, there are more seeds
             than features, the blueprint is unknown, or the budget is too small for one bed.
         LifecycleError: If the model holds hybrid layers already.
 
@@ -89,6 +89,7 @@ def morph_(
         for name in unpaired
         if filling or own[name].blueprint.kind == "span"
     }
+    _check_pairs(left, chosen, modules, rollout)
     plans = {
         name: plan_layer(name, modules[name], own[name], pairs.get(name), modules)
         for name in chosen
@@ -118,6 +119,19 @@ def morph_(
     if hybrid_layers(model):
         model.__dict__[_GUARD] = model.register_load_state_dict_pre_hook(_refuse_foreign_checkpoint)
     return EligibilityReport(tuple(reports), budget)
+
+
+def _check_pairs(
+    left: Mapping[str, str], chosen: Sequence[str], modules: Mapping[str, nn.Module], rollout: LiveRollout
+) -> None:
+    """Refuse a model in which `span` finds no pair at all, unless the rollout may have parted one."""
+    parted = any(is_eligible_type(type(m)) and not rollout.may_grow(name)[0] for name, m in modules.items())
+    if chosen and not parted and all(name in left for name in chosen):
+        why = shorten([f"`{name}`: {left[name]}" for name in chosen])
+        raise ValueError(
+            f"No layer can grow: {why}. `blueprint.kind='auto'` takes `neurons` where there is no pair; "
+            "`layers.pairs` names pairs that are not found."
+        )
 
 
 def _refuse_foreign_checkpoint(model: nn.Module, state_dict: dict[str, Any], prefix: str, *_: object) -> None:

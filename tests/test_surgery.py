@@ -207,6 +207,19 @@ def test_model_without_eligible_layers_is_refused():
         morph_(nn.Sequential(nn.LayerNorm(4), Mine(4, 4)), config())
 
 
+def test_model_in_which_spans_find_no_pair_is_refused_with_the_reasons():
+    """It trained to the end without growth, and what was told was that the rollout selects no layer."""
+    model = nn.Sequential(nn.Linear(4, 4), nn.Softmax(-1), nn.Linear(4, 2))
+    before = fingerprint(model)
+    with pytest.raises(ValueError, match=r"No layer can grow: `0`: no pair.*`2`: no pair.*Softmax.*kind='auto'"):
+        morph_(model, MorphoConfig(blueprint=BlueprintConfig(kind="span")))
+    assert fingerprint(model) == before
+    half = MorphoConfig(
+        blueprint=BlueprintConfig(kind="span"), rollout=RolloutConfig(unit="layer", blocklist=("2",), percentage=100)
+    )
+    assert morph_(model, half).taken == ()  # the one pair there might be is parted by the rollout
+
+
 def test_model_is_not_swapped_twice():
     model = net()
     morph_(model, config())
