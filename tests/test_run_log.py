@@ -3,6 +3,7 @@
 import json
 import math
 import warnings
+from pathlib import Path
 
 import lightning as L
 import numpy as np
@@ -11,7 +12,8 @@ import pytest
 from hosts import Host, conv_net, events, linear_net, loaders, make_trainer, quick
 from lightning_morpho import LayersConfig, Stage
 from lightning_morpho.surgery import hybrid_layers
-from lightning_morpho.telemetry import SeedRecord
+from lightning_morpho.telemetry import EVENTS_FILE, SeedRecord
+from lightning_morpho.telemetry.field_reports import FIELD_REPORTS_FILE
 from lightning_morpho.telemetry.figures import LAYER_FIGURES, RUN_FIGURES, SEED_FIGURES
 from lightning_morpho.telemetry.run_log import METRICS_FILE, RunLog, pack, plain, read_lines, unpack
 
@@ -152,13 +154,31 @@ def test_a_fit_that_breaks_off_says_why(tmp_path):
     assert (end["kind"], end["outcome"], end["step"]) == ("end", "RuntimeError: no luck", 15)
 
 
-def test_a_full_disk_does_not_end_the_training(tmp_path):
-    log = RunLog(tmp_path)  # a folder can't be written to like a file
-    with pytest.warns(UserWarning, match="can't be written"):
-        log.write("tick", tick=1, step=1, epoch=0)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        log.write("tick", tick=2, step=2, epoch=0)
+class LosesItsLogs(L.Callback):
+    """From the second epoch to the fourth no log can be written: folders lie where the files were."""
+
+    def on_train_epoch_start(self, trainer, pl_module):
+        root = Path(trainer.default_root_dir)
+        for name in (EVENTS_FILE, METRICS_FILE):
+            if trainer.current_epoch == 1:
+                (root / name).rename(root / f"{name}.before")
+                (root / name).mkdir()
+            if trainer.current_epoch == 4:
+                (root / name).rmdir()
+
+
+def test_a_full_disk_does_not_end_the_training_and_is_told_once(tmp_path):
+    (tmp_path / FIELD_REPORTS_FILE).mkdir()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        module = Host(conv_net())
+        trainer = make_trainer(tmp_path, LosesItsLogs(), quick(), max_epochs=6)
+        trainer.fit(module, **loaders())
+    assert trainer.current_epoch == 6
+    told = [str(w.message) for w in caught if "can't be written" in str(w.message)]
+    for name in (EVENTS_FILE, METRICS_FILE, FIELD_REPORTS_FILE):
+        assert sum(f"{name}` can't be written, lines are missing there" in message for message in told) == 1, told
+    assert next(reversed(list(read_lines(tmp_path / METRICS_FILE))))["kind"] == "end", "written again, once it can be"
 
 
 def test_unchanged_maps_and_values_are_not_written_again():

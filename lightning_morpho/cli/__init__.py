@@ -1,4 +1,4 @@
-"""Command line: ``morpho report``, ``watch``, ``inspect``, ``export``, ``flags``, ``ab``, ``reference``."""
+"""Command line: ``morpho report``, ``watch``, ``inspect``, ``export``, ``flags``, ``ab``, ``replay``, ``reference``."""
 
 from lightning_morpho.cli.main import main
 

@@ -108,7 +108,8 @@ def save_export(
         What was written, and the differences.
 
     Raises:
-        ValueError: If a format is unknown, the model can't be traced, or a file differs too much.
+        ValueError: If a format is unknown, the model does not run on the example or can't be traced, or a file differs
+            too much.
         NotImplementedError: If a module of your own grew and ``"safetensors"`` is asked for.
         ImportError: If a package for a format is missing.
 
@@ -159,7 +160,13 @@ def _check_formats(formats: Sequence[str], model: nn.Module) -> None:
 
 def _references(model: nn.Module, call: Example, dynamic_batch: bool) -> list[tuple[Example, list[Tensor]]]:
     """What the model gives for the example, and for another number of samples."""
-    references = [(call, call.run(model))]
+    try:
+        references = [(call, call.run(model))]
+    except Exception as error:  # whatever the user's forward does not allow
+        raise ValueError(
+            f"`example` must be what {type(model).__name__}'s forward takes (one argument, a tuple or list of them, "
+            f"or a dict): it does not run on it. It says: {error}"
+        ) from error
     if dynamic_batch and call.batch is not None:
         other = call.resized(call.batch + 3)
         try:

@@ -11,7 +11,7 @@ from typing import Any
 from lightning_morpho.engine import GrowthEngine
 from lightning_morpho.tamiyo import Decision, Observation
 from lightning_morpho.tamiyo.replay import tick_entry
-from lightning_morpho.telemetry import append_event
+from lightning_morpho.telemetry.events import LogFile
 from lightning_morpho.telemetry.field_reports import FIELD_REPORTS_FILE
 
 SeedId = tuple[str, int, int]
@@ -27,7 +27,8 @@ class Journal:
     """
 
     def __init__(self, engine: GrowthEngine, write: Callable[[dict[str, Any]], None], folder: Path | None) -> None:
-        self._engine, self._write, self._folder = engine, write, folder
+        self._engine, self._write = engine, write
+        self._reports = None if folder is None else LogFile(folder / FIELD_REPORTS_FILE)
         self._whole = True
         self._told: set[SeedId] = set(engine.reports())
         self._births: dict[SeedId, float] = {}
@@ -48,6 +49,6 @@ class Journal:
             if key not in self._told:
                 self._told.add(key)
                 born = self._births.pop(key, None)
-                if self._folder is not None:
+                if self._reports is not None:
                     seconds = None if born is None else round(now - born, 3)
-                    append_event(self._folder / FIELD_REPORTS_FILE, replace(report, seconds=seconds).to_dict())
+                    self._reports.add(replace(report, seconds=seconds).to_dict())

@@ -27,9 +27,9 @@ from lightning_morpho.telemetry import (
     Restored,
     Sampler,
     SeedRecord,
-    append_event,
     seed_table,
 )
+from lightning_morpho.telemetry.events import LogFile
 from lightning_morpho.telemetry.figures import (
     LayerFigures,
     credit_of,
@@ -89,7 +89,7 @@ class Reporter:
         self._events: list[AnyEvent] = []
         log_dir = trainer.log_dir or trainer.default_root_dir
         wanted = config.events and not trainer.fast_dev_run  # type: ignore[attr-defined]
-        self._path = Path(log_dir) / EVENTS_FILE if wanted else None
+        self._events_file = LogFile(Path(log_dir) / EVENTS_FILE) if wanted and trainer.is_global_zero else None
         self._log = RunLog(Path(log_dir) / METRICS_FILE if wanted and trainer.is_global_zero else None)
         self._host_parameters = describe_model(trainer.lightning_module)["parameters"]
         self.rollbacks = 0
@@ -131,12 +131,12 @@ class Reporter:
     @property
     def folder(self) -> Path | None:
         """Where this process writes; None if it writes nothing."""
-        return self._path.parent if self._path is not None and self.trainer.is_global_zero else None
+        return None if self._events_file is None else self._events_file.path.parent
 
     def write(self, entry: dict[str, Any]) -> None:
         """Add one line to the event log."""
-        if self._path is not None and self.trainer.is_global_zero:
-            append_event(self._path, entry)
+        if self._events_file is not None:
+            self._events_file.add(entry)
 
     def tell(self) -> None:
         """Write the new events to the log file, and one line for those that belong together."""
@@ -161,7 +161,7 @@ class Reporter:
 
     def tell_metrics(self, ticks: int) -> None:
         """Write what the run itself logged and was not written yet."""
-        if self._log.path is None:
+        if not self._log.writes:
             return
         logged = {n: float(v) for n, v in self.trainer.callback_metrics.items() if not n.startswith("morpho/")}
         changed = self._log.changed_values(logged)
@@ -190,7 +190,7 @@ class Reporter:
             tick_share=clock.share,
             trials=engine.inquiry.trials,
         )
-        if self._log.path is not None:
+        if self._log.writes:
             self._write_tick(engine, figures, run)
         self._bar.show(live=int(run["seeds_live"]), kept=int(run["seeds_fossilized"]))
         if self._config.log:

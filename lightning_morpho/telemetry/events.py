@@ -6,6 +6,7 @@ import contextlib
 import json
 import math
 import os
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -244,6 +245,27 @@ def append_event(path: Path, entry: Mapping[str, Any]) -> None:
         if file.tell() and _last_byte(file) != b"\n":  # a kill cut the last line off
             file.write(b"\n")
         file.write(json.dumps(entry).encode() + b"\n")
+
+
+class LogFile:
+    """A log of a run. Where a line can't be written the run goes on without it: a full disk must not end a training.
+
+    Args:
+        path: The file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._warned = False
+
+    def add(self, entry: Mapping[str, Any]) -> None:
+        """Add one line; the first failure is told, later lines are tried again."""
+        try:
+            append_event(self.path, entry)
+        except OSError as error:
+            if not self._warned:
+                warnings.warn(f"`{self.path}` can't be written, lines are missing there: {error}.", stacklevel=2)
+            self._warned = True
 
 
 def _last_byte(file: BinaryIO) -> bytes:

@@ -36,7 +36,6 @@ import dataclasses
 import enum
 import math
 import time
-import warnings
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -44,7 +43,7 @@ from typing import Any
 
 import numpy as np
 
-from lightning_morpho.telemetry.events import append_event, read_events
+from lightning_morpho.telemetry.events import LogFile, read_events
 
 METRICS_FILE = "morpho_metrics.jsonl"
 FORMAT = 1
@@ -103,20 +102,21 @@ class RunLog:
     """
 
     def __init__(self, path: Path | None) -> None:
-        self.path = path
+        self._file = None if path is None else LogFile(path)
         self._maps: dict[str, dict[str, bytes]] = {}
         self._values: dict[str, float] = {}
 
+    @property
+    def writes(self) -> bool:
+        """Whether lines go anywhere."""
+        return self._file is not None
+
     def write(self, kind: str, *, tick: int, step: int, epoch: int, **content: Any) -> None:
-        """Add one line. If that fails the run goes on without: a full disk must not end a training."""
-        if self.path is None:
+        """Add one line."""
+        if self._file is None:
             return
         head = {"kind": kind, "time": round(time.time(), 3), "tick": tick, "step": step, "epoch": epoch}
-        try:
-            append_event(self.path, head | plain(content))
-        except OSError as error:
-            warnings.warn(f"`{self.path}` can't be written, no more metrics go there: {error}.", stacklevel=2)
-            self.path = None
+        self._file.add(head | plain(content))
 
     def changed_maps(self, maps: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, dict[str, str]]:
         """The maps of those layers whose seeds changed since the last call, packed."""

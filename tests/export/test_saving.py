@@ -73,6 +73,13 @@ def test_model_and_its_mode_stay_as_they_were(conv, tmp_path):
     model.eval()
 
 
+def test_an_example_that_the_model_does_not_take_is_named(conv, tmp_path):
+    model, x = conv
+    with pytest.raises(ValueError, match="`example` must be what ConvClassifier's forward takes.*It says: .*channel"):
+        save_export(model, tmp_path / "net", x.expand(6, 3, 40), formats=["pt"])
+    assert not list(tmp_path.iterdir())
+
+
 def test_what_differs_too_much_is_refused_and_nothing_is_written(conv, tmp_path):
     model, x = conv
     with pytest.raises(ValueError, match=r"differs from the grown one by more than .* nothing was written"):
