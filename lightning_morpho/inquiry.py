@@ -164,10 +164,13 @@ class Inquiry:
     def _try(self, observation: Observation, decision: Try, trials: Trials) -> Observation:
         """Try places out, and charge what it costs."""
         results = tuple(trials(decision))
-        self.trials.append(_cost_of(observation.tick, results))
+        self.trials.append(_cost_of(observation.tick, results[:1] if decision.shared else results))
         for tried in results:
             figures = {"loss": tried.loss, "steps": tried.steps, "seconds": tried.seconds, "flops": tried.flops}
             text = f"held-out loss {tried.loss:.4g} after a trial of {tried.steps} steps ({tried.seconds:.1f} s)"
+            if tried.rise is not None:
+                figures["rise"] = tried.rise
+                text = f"{text} shared by {len(results)} places, {tried.rise:+.4g} without this one"
             self._tell(observation, "tried", ", ".join(tried.place), figures, text)
         return replace(observation, trials=results)
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import itertools
 import logging
+import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -22,6 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from lightning_morpho.integrations.tick_clock import TickClock
 from lightning_morpho.integrations.validation import HeldOutCredit, call_step, loss_of, muted_log, on_device
 from lightning_morpho.layers import HybridKasminaLayer
+from lightning_morpho.lifecycle import Stage
 from lightning_morpho.optim import OptimizerLink, average_over_ranks
 from lightning_morpho.rewind import rewound
 from lightning_morpho.tamiyo.observation import Place, Tried, Try
@@ -75,9 +78,9 @@ class TrainerTrials:
         return _no_second_reading(self.trainer.train_dataloader)
 
     def __call__(self, decision: Try) -> list[Tried]:
-        """Try each place, or the first for which there is time. None of it leaves a trace.
+        """Try each place, or the first for which there is time, or all together. None of it leaves a trace.
 
-        Nothing is tried if the data's sampler can't be copied, or if there is no time for two.
+        Nothing is tried if the data's sampler can't be copied, or if there is no time for two, or for the shared one.
         """
         places = self._in_time(decision)
         if not places:
@@ -88,7 +91,9 @@ class TrainerTrials:
             log.warning("Nothing can be tried, the sampler of the training data can't be copied: %r", error)
             return []
         try:
-            with self._clock.answering("trial", len(places)):
+            with self._clock.answering("trial", 1 if decision.shared else len(places)):
+                if decision.shared:
+                    return self._try_together(places, decision.steps)
                 return [self._try(place, decision.steps) for place in places]
         except torch.OutOfMemoryError:
             if self.trainer.world_size > 1:
@@ -103,19 +108,58 @@ class TrainerTrials:
         return self.credit.held_out.clock
 
     def _in_time(self, decision: Try) -> Sequence[Place]:
-        count = min(self._clock.room("trial", decision.steps), len(decision.places))
-        places = decision.places[: int(count)] if count >= min(2, len(decision.places)) else ()
-        if len(places) < len(decision.places):
-            self._clock.cuts.append(f"{len(places)} of {len(decision.places)} trials made")
-        return places
+        """The places for which there is time: all or none if they share a trial, else at least two."""
+        wanted = 1 if decision.shared else len(decision.places)
+        count = min(self._clock.room("trial", decision.steps), wanted)
+        if count < min(2, wanted):
+            count = 0
+        if count < wanted:
+            self._clock.cuts.append(f"{int(count)} of {wanted} trials made")
+        if decision.shared:
+            return decision.places if count >= 1 else ()
+        return decision.places[: int(count)]
 
     def _try(self, place: Place, steps: int) -> Tried:
+        """One place alone."""
         assert self.credit is not None
         began = time.perf_counter()
+        with self._grown([place], steps) as flops:
+            losses = tuple(self.credit.losses())
+        seconds = round(time.perf_counter() - began, 3)
+        return Tried(place=place, losses=losses, steps=steps, seconds=seconds, flops=flops)
+
+    def _try_together(self, places: Sequence[Place], steps: int) -> list[Tried]:
+        """All places in one trial; what no measurement was left for has no rise."""
+        assert self.credit is not None
+        began = time.perf_counter()
+        groups = [tuple((name, c) for name in place for c in self._dormant(name)) for place in places]
+        with self._grown(places, steps) as flops:
+            found = {m.seeds: m for m in self.credit((), groups)}
+        seconds = round(time.perf_counter() - began, 3)
+        return [
+            Tried(
+                place=place,
+                losses=found[group].losses if group in found else (),
+                steps=steps,
+                seconds=seconds,
+                flops=flops,
+                rise=found[group].rise if group in found else math.nan,
+            )
+            for place, group in zip(places, groups, strict=True)
+        ]
+
+    def _dormant(self, name: str) -> list[int]:
+        """Chunks of a layer in which a trial grows."""
+        chunks: list[int] = self.layers[name].morpho.state.where(Stage.DORMANT).tolist()
+        return chunks
+
+    @contextlib.contextmanager
+    def _grown(self, places: Sequence[Place], steps: int) -> Iterator[float]:
+        """Grown and trained inside, put back afterwards; gives the floating-point operations of the steps."""
         optimizer = self.trainer.optimizers[0]
         eager = torch.compiler.set_stance("force_eager")  # each place would be compiled anew
         with rewound(self.pl_module, self.layers, [optimizer]), muted_log(self.pl_module), eager:
-            self._germinate(place)
+            self._germinate(dict.fromkeys(name for place in places for name in place))
             batches, rates = self._batches(steps), [group["lr"] for group in optimizer.param_groups]
             with FlopCounterMode(display=False) as counter:
                 self._step(optimizer, batches)
@@ -123,18 +167,11 @@ class TrainerTrials:
                 for group, rate in zip(optimizer.param_groups, rates, strict=True):
                     group["lr"] = rate * (1 - step / steps)
                 self._step(optimizer, batches)
-            losses = tuple(self.credit.losses())
-        return Tried(
-            place=place,
-            losses=losses,
-            steps=steps,
-            seconds=round(time.perf_counter() - began, 3),
-            flops=float(steps * counter.get_total_flops()),
-        )
+            yield float(steps * counter.get_total_flops())
 
-    def _germinate(self, place: Place) -> None:
+    def _germinate(self, names: Iterable[str]) -> None:
         """Grow for a trial: so short a time leaves none for a warm-up."""
-        for name in place:
+        for name in names:
             self.layers[name].morpho.germinate(reason="on trial")
         for layer in self.layers.values():
             for born in layer.morpho.grown():

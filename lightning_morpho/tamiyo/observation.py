@@ -178,9 +178,10 @@ class Tried:
     Attributes:
         place: The layers that germinated.
         losses: Held-out loss afterwards on each of the batches, in the same order in all trials of a tick.
-        steps: Optimizer steps that it took.
-        seconds: Time that it took, its measurement included; no decision may rest on it.
-        flops: Floating-point operations of its steps on one rank, 0 where they could not be counted.
+        steps: Optimizer steps that it took; all places of a shared trial took these together.
+        seconds: Time that it took, its measurement included, likewise; no decision may rest on it.
+        flops: Floating-point operations of its steps on one rank, 0 where they could not be counted, likewise.
+        rise: Of a shared trial, the mean rise of that loss without what grew in this place; None if it was tried alone.
     """
 
     place: Place
@@ -188,12 +189,20 @@ class Tried:
     steps: int
     seconds: float = 0.0
     flops: float = 0.0
+    rise: float | None = None
 
     @property
     def loss(self) -> float:
         """Mean held-out loss; infinity without a batch, or if one is not finite."""
         sound = self.losses and all(map(math.isfinite, self.losses))
         return sum(self.losses) / len(self.losses) if sound else math.inf
+
+    @property
+    def cost(self) -> float:
+        """What the places of a tick are compared by, the lowest best; infinity where nothing is known."""
+        if self.rise is None:
+            return self.loss
+        return -self.rise if math.isfinite(self.rise) and math.isfinite(self.loss) else math.inf
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -401,10 +410,12 @@ class Try:
     Attributes:
         places: What is tried, one after the other: layers that germinate together, in all their dormant chunks.
         steps: Optimizer steps of each trial, ``>= 1``.
+        shared: Whether all places grow together in a single trial, at the end of which each is left out once.
     """
 
     places: tuple[Place, ...]
     steps: int
+    shared: bool = False
 
 
 Decision = Germinate | Measure | Keep | Cull | Defer | Assess | Penalize | Resize | Try

@@ -24,7 +24,7 @@ class Remembering(Trial):
 
     def decide(self, observation: Observation) -> Any:
         if observation.trials is not None:
-            SEEN.append([tried.loss for tried in observation.trials])
+            SEEN.append([tried.cost for tried in observation.trials])
         return super().decide(observation)
 
 
@@ -36,13 +36,13 @@ def net() -> nn.Sequential:
     return nn.Sequential(*wide)
 
 
-def run(out: Path, ranks: int) -> tuple[SGDHost, list[Losses], int]:
+def run(out: Path, ranks: int, *, shared: bool = False) -> tuple[SGDHost, list[Losses], int]:
     """A run of a few epochs; one process sees the batches of two ranks together."""
     SEEN.clear()
     L.seed_everything(0)
     module = SGDHost(net())
     callback = MorphoCallback(
-        tamiyo=Remembering(at=0.0, share=0.25),
+        tamiyo=Remembering(at=0.0, share=0.25, shared=shared),
         warmup=WarmupConfig(steps=5, min_steps=5),
         telemetry=TelemetryConfig(table=False),
     )
@@ -56,17 +56,19 @@ def run(out: Path, ranks: int) -> tuple[SGDHost, list[Losses], int]:
 
 
 def main(out: Path) -> None:
+    _, shared, _ = run(out / "shared", 2, shared=True)
     module, trials, rank = run(out / "two", 2)
     weights = {name: p.detach() for name, p in module.named_parameters()}
     grown = [name for name, layer in hybrid_layers(module).items() if not layer.morpho.dormant]
-    result = {"weights": weights, "trials": trials[0], "germinated": grown}
+    result = {"weights": weights, "trials": trials[0], "shared": shared[0], "germinated": grown}
     torch.save(result, out / f"rank{rank}.pt")
 
 
 def alone(out: Path) -> None:
     """The same in one process, first of all: the ranks' processes are started later."""
     _, trials, _ = run(out / "one", 1)
-    torch.save(trials[0], out / "alone.pt")
+    _, shared, _ = run(out / "one_shared", 1, shared=True)
+    torch.save([trials[0], shared[0]], out / "alone.pt")
 
 
 if __name__ == "__main__":

@@ -146,7 +146,10 @@ def test_a_limit_that_is_never_reached_changes_nothing(limited) -> None:
     assert [t.decisions for t in read_ticks(free)] == [t.decisions for t in read_ticks(limit)] and not cuts(limit)
 
 
-@pytest.mark.parametrize("policy", [Uniform(at=0.0), Trial(at=0.0, share=0.1), AutoSize(at=0.0)])
+@pytest.mark.parametrize(
+    "policy",
+    [Uniform(at=0.0), Trial(at=0.0, share=0.1), Trial(at=0.0, share=0.1, shared=True), AutoSize(at=0.0)],
+)
 def test_without_time_seeds_are_kept_unjudged_and_the_log_can_be_replayed(limited, policy: Tamiyo) -> None:
     kind = BlueprintConfig(kind="auto", hidden="budget" if policy.fills_budget else "auto")
     root, clock = limited(1e-6, "broke", tamiyo=policy, blueprint=kind)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -109,7 +110,21 @@ def test_equal_losses_go_to_the_narrowest_and_one_layer_needs_no_trial() -> None
     assert isinstance(alone, Germinate) and "nothing to choose from" in alone.reason
 
 
-@pytest.mark.parametrize(("values", "named"), [({"share": 0}, "share"), ({"candidates": 0}, "candidates")])
+def together(**rises: float) -> tuple[Tried, ...]:
+    return tuple(Tried(place=(n,), losses=(0.5, 0.5), steps=10, rise=rise) for n, rise in rises.items())
+
+
+def test_in_a_shared_trial_the_place_that_is_missed_most_grows() -> None:
+    assert Trial(shared=True).grow(seen(*NET)) == [Try(places=(("b",), ("a",), ("c",)), steps=4, shared=True)]
+    (grown,) = Trial(shared=True).grow(seen(*NET, trials=together(b=-0.1, a=0.2, c=0.1)))
+    assert isinstance(grown, Germinate) and grown.layer == "a" and "best of 3 in a shared trial" in grown.reason
+    (known,) = Trial(shared=True).grow(seen(*NET, trials=together(b=math.nan, a=math.inf, c=-0.3)))
+    assert isinstance(known, Germinate) and known.layer == "c", "what was not measured, or broke down, can't win"
+
+
+@pytest.mark.parametrize(
+    ("values", "named"), [({"share": 0}, "share"), ({"candidates": 0}, "candidates"), ({"shared": "no"}, "shared")]
+)
 def test_bad_value_is_refused_by_name(values: Any, named: str) -> None:
     with pytest.raises(ValueError, match=f"`tamiyo.{named}`"):
         Trial(**values)
@@ -163,7 +178,11 @@ def branches(policy: Any) -> MorphoCallback:
 
 
 @pytest.mark.parametrize(
-    "policy", [Placed(by="narrowest"), Placed(by="earliest"), Placed(by="gradient"), Trial(share=0.05)]
+    "policy",
+    [
+        *(Placed(by="narrowest"), Placed(by="earliest"), Placed(by="gradient")),
+        *(Trial(share=0.05), Trial(share=0.05, shared=True)),
+    ],
 )
 def test_trial_finds_the_place_that_pays_where_cheap_scores_do_not(policy: Any, tmp_path: Path) -> None:
     L.seed_everything(0)
@@ -217,12 +236,16 @@ OPTIMIZERS = {
 }
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
-@pytest.mark.parametrize("net", [linear_net, conv_net])
-def test_run_with_trials_is_bit_equal_to_one_that_grew_there_anyway(net: Any, optimizer: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("net", "optimizer", "shared"),
+    [*((net, name, False) for net in (linear_net, conv_net) for name in OPTIMIZERS), (conv_net, "adam", True)],
+)
+def test_run_with_trials_is_bit_equal_to_one_that_grew_there_anyway(
+    net: Any, optimizer: str, shared: bool, tmp_path: Path
+) -> None:
     """Weights, BatchNorm's statistics, moments, step counters, random state, data order, metrics, attributes."""
     runs, neurons = [], BlueprintConfig(kind="neurons")
-    for name, policy in (("tried", Twins(share=0.1)), ("sure", Placed(by="earliest"))):
+    for name, policy in (("tried", Twins(share=0.1, shared=shared)), ("sure", Placed(by="earliest"))):
         L.seed_everything(0)
         module, record = Messy(net()), Record()
         module.configure_optimizers = lambda m=module: OPTIMIZERS[optimizer](m.parameters())  # type: ignore[method-assign]
@@ -288,6 +311,23 @@ def test_cost_of_the_trials_is_in_event_log_field_report_and_figures(recorded: P
     assert [r["trial_steps"] for r in run] == [16.0] * 8
     assert run[-1]["trial_flops"] == report.trial_flops and run[-1]["trial_seconds"] > 0
     assert 0 < run[-1]["tick_share"] < 1
+
+
+def test_a_shared_trial_is_charged_once_and_decided_alike_offline(tmp_path: Path, capsys: Any) -> None:
+    L.seed_everything(0)
+    callback = grower(Trial(share=0.1, at=0.0, shared=True))
+    make_trainer(tmp_path, callback, max_epochs=8).fit(Host(deep_net()), **loaders())
+    tried = [e for e in read_events(tmp_path / EVENTS_FILE) if e["event"] == "tried"]
+    assert [e["layer"] for e in tried] == ["net.4", "net.2", "net.6"] and len(
+        {e["figures"]["loss"] for e in tried}
+    ) == 1
+    assert "shared by 3 places" in tried[0]["text"]
+    (born,) = (e for e in read_events(tmp_path / EVENTS_FILE) if e.get("from") == "DORMANT")
+    assert born["layer"] == max(tried, key=lambda e: e["figures"]["rise"])["layer"]
+    (report,) = read_field_reports(tmp_path)
+    assert report.trial_steps == 8 and report.trial_flops == tried[0]["figures"]["flops"] > 0
+    assert main(["replay", str(tmp_path)]) == 0
+    assert "0 decided otherwise by Trial(at=0.0" in capsys.readouterr().out
 
 
 def test_flops_are_those_of_the_steps(recorded: Path) -> None:
@@ -389,10 +429,14 @@ def test_two_ranks_try_and_grow_alike(tmp_path: Path) -> None:
         run_script(Path(__file__).with_name("ddp_trial.py"), str(tmp_path), *how)
     first, second = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1))
     assert_equal(first["weights"], second["weights"])
-    assert_equal(first["trials"], second["trials"])
-    assert len(first["trials"]) == 3 and first["germinated"] == second["germinated"]
+    for kind in ("trials", "shared"):
+        assert_equal(first[kind], second[kind])
+        assert len(first[kind]) == 3
+    assert first["germinated"] == second["germinated"]
     # Two ranks with half the batch each make the steps of one process.
-    torch.testing.assert_close(first["trials"], torch.load(tmp_path / "alone.pt"), rtol=2e-4, atol=2e-5)
+    alone, shared = torch.load(tmp_path / "alone.pt")
+    torch.testing.assert_close(first["trials"], alone, rtol=2e-4, atol=2e-5)
+    torch.testing.assert_close(first["shared"], shared, rtol=5e-3, atol=5e-5)  # differences of losses
 
 
 def test_answer_is_not_asked_for_twice() -> None:
