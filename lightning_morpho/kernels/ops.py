@@ -173,21 +173,23 @@ class _AddChunkMLPs(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         saved = ctx.saved_tensors
         if grad.stride() != ctx.strides:
-            grad = _in_order(grad, None if ctx.work.in_place else ctx.strides)
+            grad = _in_order(grad, ctx.work.networks, None if ctx.work.in_place else ctx.strides)
         needs = (ctx.needs_input_grad[0], *ctx.needs_input_grad[2:])
         first, *rest = ctx.work.backward(grad, saved[ctx.count :], saved[: ctx.count], needs)
         return first, None, *rest
 
 
-def _in_order(grad: Tensor, strides: tuple[int, ...] | None) -> Tensor:
+def _in_order(grad: Tensor, networks: ChunkMLPs, strides: tuple[int, ...] | None) -> Tensor:
     """A gradient that came expanded or in another order, as kernels can take it.
 
     Args:
         grad: The gradient.
-        strides: Of the layer's output, which the kernels read beside it; None if they don't: then any order will do.
+        networks: Shapes.
+        strides: Of the layer's output, which the kernels read beside it; None if they don't: then any order will do
+            whose positions need no more than two strides.
     """
     if strides is None:
-        fits = torch.ops.aten.is_non_overlapping_and_dense(grad)
+        fits = torch.ops.aten.is_non_overlapping_and_dense(grad) and layout_of(networks.columns(grad)) is not None
         return grad if fits else grad.clone(memory_format=torch.contiguous_format)
     return torch.empty_strided(grad.shape, strides, dtype=grad.dtype, device=grad.device).copy_(grad)
 

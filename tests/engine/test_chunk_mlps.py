@@ -14,6 +14,8 @@ from tests.engine.reference import per_seed, relative_error
 ACTIVATIONS = ("relu", "gelu", "selu", "silu", "tanh")
 # Rounding of one float32 or bf16 operand, with room for sums over a few hundred terms.
 TOLERANCE = {torch.float32: 3e-6, torch.bfloat16: 1e-2, torch.float16: 3e-3}
+# These have another slope on the other side of 0, where rounding may put a hidden unit.
+KINKED = ("relu", "selu")
 
 
 @st.composite
@@ -34,6 +36,7 @@ def problems(draw, max_width=20, least_features=1):
         "activation": draw(st.sampled_from(ACTIVATIONS)),
         "spatial": draw(st.integers(0, 3)),
         "strided": draw(st.booleans()),
+        "turned": draw(st.booleans()),
         "random": draw(st.integers(0, 2**20)),
     }
 
@@ -61,6 +64,8 @@ def build(problem, dtype, device="cpu", weight_dtype=None):
         live = torch.rand(n, generator=generator) < problem["share"]
         alphas.append((live * torch.rand(n, generator=generator).clamp(min=0.1)).numpy().astype(np.float32))
     grad = draw(*shape).to(device, dtype)
+    if problem["turned"] and grad.ndim > 2:  # as after the transpose of an image
+        grad = grad.transpose(0, -2).contiguous().transpose(0, -2)
     return networks, y, beds, alphas, grad
 
 
@@ -89,6 +94,8 @@ def check(problem, dtype, backend=None, device="cpu", weight_dtype=None, owned=T
     networks.columns(out).backward(grad)
     tolerance = TOLERANCE[dtype]
     assert relative_error(networks.columns(out), wanted) < tolerance
+    if dtype is not torch.float32 and networks.activation in KINKED:
+        tolerance *= 5
     assert relative_error(networks.columns(base.grad), wanted_y.grad) < tolerance
     # All weights together: one seed's sum, or one kind's, may cancel to nearly nothing.
     got = torch.cat([p.grad.flatten() for p in weights])
@@ -96,7 +103,7 @@ def check(problem, dtype, backend=None, device="cpu", weight_dtype=None, owned=T
     assert relative_error(got, want) < tolerance
     with torch.no_grad():
         again = add_chunk_mlps(base * 1, networks, weights, active, backend, disjoint=disjoint)
-        assert relative_error(networks.columns(again), wanted) < tolerance
+        assert relative_error(networks.columns(again), wanted) < TOLERANCE[dtype]
 
 
 @settings(max_examples=120, deadline=None, derandomize=True)

@@ -86,7 +86,7 @@ def test_batched_float32_agrees_with_one_seed_at_a_time(problem):
 def test_dispatched_path_agrees_at_sizes_that_are_used(features, seeds, share, dtype):
     problem = {
         "features": features, "seeds": seeds, "lead": (700,), "hidden": 2 * -(-features // seeds), "beds": 1,
-        "share": share, "activation": "gelu", "spatial": 0, "strided": False, "random": 1,
+        "share": share, "activation": "gelu", "spatial": 0, "strided": False, "turned": False, "random": 1,
     }  # fmt: skip
     check(problem, dtype, device="cuda")
 
