@@ -173,7 +173,8 @@ class _Verdicts:
     def decisions(self) -> list[Decision]:
         """One for each seed that is due."""
         decisions: list[Decision] = [
-            Defer(seed=key, reason="not measured yet: the tick's passes are used up") for key in self.waiting
+            Defer(seed=key, reason="not measured yet: the tick's passes or its time are used up")
+            for key in self.waiting
         ]
         doomed = self._doomed()
         together = self.evidence.joint(self._doomed_seeds())

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from lightning_morpho.checks import is_number
 from lightning_morpho.lifecycle import Stage
 from lightning_morpho.telemetry.events import SeedRecord, read_events
 
@@ -168,19 +169,34 @@ def read_field_reports(path: Path) -> list[FieldReport]:
         ValueError: If there is none, or a line is no field report.
     """
     files = [path] if path.is_file() else sorted(path.rglob(FIELD_REPORTS_FILE))
-    if not files:
+    try:
+        reports = [_parse(entry, file) for file in files for entry in read_events(file)]
+    except UnicodeDecodeError as error:
+        raise ValueError(f"`{path}` must hold field reports, one a line as JSON; it holds no text: {error}.") from error
+    if not reports:
         raise ValueError(
-            f"`{path}` must be a file of field reports or a folder with {FIELD_REPORTS_FILE}; it is neither."
+            f"`{path}` must be a file of field reports or a folder with {FIELD_REPORTS_FILE}; it holds no report."
         )
-    return [_parse(entry, file) for file in files for entry in read_events(file)]
+    return reports
 
 
-def _parse(entry: Mapping[str, Any], file: Path) -> FieldReport:
+def _parse(entry: object, file: Path) -> FieldReport:
     known = [item.name for item in fields(FieldReport)]
     needed = [item.name for item in fields(FieldReport) if item.default is MISSING]
-    if not set(needed) <= set(entry) <= set(known):
-        raise ValueError(f"`{file}` holds a line that is no field report: it has {sorted(entry)}, expected {known}.")
+    got = sorted(entry) if isinstance(entry, dict) else entry
+    if not isinstance(entry, dict) or not set(needed) <= set(entry) <= set(known):
+        raise ValueError(f"`{file}` holds a line that is no field report: it has {got}, expected {known}.")
+    for item in fields(FieldReport):
+        if item.name in entry and not _fits(entry[item.name], str(item.type)):
+            raise ValueError(f"`{file}`: `{item.name}` of a field report is {item.type}, got {entry[item.name]!r}.")
     return FieldReport(**entry)
+
+
+def _fits(value: object, kind: str) -> bool:
+    """Whether a value is of a field's type; a number is finite, as NaN would pass for a gain."""
+    if kind == "str":
+        return isinstance(value, str)
+    return is_number(value) or (value is None and kind.endswith("| None"))
 
 
 def by_kind_and_layer(reports: Iterable[FieldReport]) -> dict[tuple[str, str], list[FieldReport]]:

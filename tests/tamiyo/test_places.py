@@ -11,7 +11,7 @@ import pytest
 
 from lightning_morpho import Bandit, Observation, Placed, Plateau
 from lightning_morpho.tamiyo import LayerView, Outcome
-from lightning_morpho.telemetry.field_reports import FIELD_REPORTS_FILE, FieldReport
+from lightning_morpho.telemetry.field_reports import FIELD_REPORTS_FILE
 
 
 def layer(name: str, position: int, **values: Any) -> LayerView:
@@ -108,10 +108,15 @@ def test_bandit_weighs_the_gain_by_its_cost() -> None:
     assert shares([Bandit(seed=seed) for seed in range(50)], seen(*layers, outcomes=known)) == {"y": 50}
 
 
+REPORT: dict[str, Any] = {
+    **{"layer": "a", "chunk": 0, "generation": 0, "kind": "span", "position": 0, "layers": 2, "end": "FOSSILIZED"},
+    **{"reason": "", "before": 1.0, "after": 0.5, "rise": 0.1, "lower": 0.05, "upper": 0.15, "confidence": 0.95},
+    **{"parameters": 10.0, "ticks": 3, "steps": 30, "seconds": None},
+}
+
+
 def report(**values: Any) -> dict[str, Any]:
-    plain = dict.fromkeys(FieldReport.__dataclass_fields__)
-    numbers: dict[str, Any] = {"layer": "old", "before": 2.0, "rise": 0.6, "parameters": 10.0, "ticks": 3, "steps": 30}
-    return plain | numbers | values
+    return REPORT | {"layer": "old", "before": 2.0, "rise": 0.6} | values
 
 
 def test_bandit_learns_from_the_field_reports_of_earlier_runs(tmp_path: Path) -> None:
@@ -122,6 +127,39 @@ def test_bandit_learns_from_the_field_reports_of_earlier_runs(tmp_path: Path) ->
     untaught = shares([Bandit(seed=seed) for seed in range(50)], seen(*layers))
     taught = shares([Bandit(seed=seed, prior=str(tmp_path)) for seed in range(50)], seen(*layers))
     assert min(untaught.values()) > 10 and taught == {"y": 50}
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (b"", "it holds no report"),
+        (b"no json\n", "it holds no report"),
+        (b"\xff\xfe\x00", "it holds no text"),
+        (b"3\n", "no field report: it has 3"),
+        (b"null\n", "no field report: it has None"),
+        (json.dumps(REPORT | {"colour": "red"}).encode(), "no field report.*colour"),
+        (json.dumps({k: v for k, v in REPORT.items() if k != "rise"}).encode(), "no field report"),
+        (json.dumps(REPORT | {"rise": math.nan}).encode(), "`rise` of a field report is float | None, got nan"),
+        (json.dumps(REPORT | {"before": math.inf}).encode(), "`before` of a field report"),
+        (json.dumps(REPORT | {"rise": "a lot"}).encode(), "`rise` of a field report"),
+        (json.dumps(REPORT | {"parameters": None}).encode(), "`parameters` of a field report is float, got None"),
+        (json.dumps(REPORT | {"kind": 3}).encode(), "`kind` of a field report is str, got 3"),
+    ],
+    ids=str,
+)
+def test_reports_that_are_corrupt_or_of_another_version_are_refused(
+    content: bytes, problem: str, tmp_path: Path
+) -> None:
+    """A rise of NaN used to count as the highest gain there is."""
+    (tmp_path / FIELD_REPORTS_FILE).write_bytes(content)
+    with pytest.raises(ValueError, match=f"{FIELD_REPORTS_FILE}.*{problem}" if b"{" in content else problem):
+        Bandit(prior=str(tmp_path))
+
+
+def test_a_line_cut_off_by_a_kill_is_passed_over(tmp_path: Path) -> None:
+    whole = json.dumps(REPORT)
+    (tmp_path / FIELD_REPORTS_FILE).write_text(f"{whole}\n{whole[:40]}", encoding="utf-8")
+    assert [one.count for one in Bandit(prior=str(tmp_path)).experience] == [1]
 
 
 def test_prior_without_reports_is_refused_when_the_policy_is_made(tmp_path: Path) -> None:

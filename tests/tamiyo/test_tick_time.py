@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +14,17 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from hosts import Host, events, linear_net, loaders, make_data, make_trainer, quick
+from hosts import (
+    Host,
+    assert_equal,
+    events,
+    linear_net,
+    loaders,
+    make_data,
+    make_trainer,
+    quick,
+    run_script,
+)
 from lightning_morpho import AutoSize, BlueprintConfig, BudgetConfig, CreditConfig, Tamiyo, Trial, Uniform
 from lightning_morpho.integrations import run as run_module
 from lightning_morpho.integrations import tick_clock, validation
@@ -164,6 +177,23 @@ def test_every_rank_goes_by_the_first_ones_clock(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(tick_clock, "gather_objects", lambda own: [3.0, own])
     assert TickClock(0.5).room("measurement", 1) == 3.0
     assert TickClock(None).room("measurement", 1) == float("inf")
+
+
+@pytest.mark.slow
+def test_two_processes_whose_clocks_differ_decide_alike_under_a_limit_that_bites(tmp_path: Path) -> None:
+    """Else one would wait for ever for the other's part of a measurement."""
+    here = Path(__file__).parent
+    run_script(here / "ddp_limit.py", str(tmp_path), PYTHONPATH=os.pathsep.join([str(here), *sys.path]))
+    first, second = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1))
+    assert first.keys() == second.keys() and len(first) == 8
+    for name, mine in first.items():
+        assert mine["decisions"] == second[name]["decisions"], name
+        assert_equal(mine["weights"], second[name]["weights"], name)
+        if "1e-09" in name:
+            assert cuts(tmp_path / name), "the limit cuts nothing, or nobody says so"
+            assert '"Keep"' not in mine["decisions"] and '"Cull"' not in mine["decisions"], name
+        else:
+            assert json.loads(mine["decisions"]), name
 
 
 @pytest.mark.parametrize("share", [0, 1, -0.1, float("nan"), True, "5 %"])
