@@ -17,7 +17,7 @@ from lightning_morpho.integrations.ranks import gather_objects
 from lightning_morpho.integrations.validation import HeldOut
 from lightning_morpho.isolation import isolated
 from lightning_morpho.layers import HybridKasminaLayer
-from lightning_morpho.sizing import Errors, assess, resize_
+from lightning_morpho.sizing import assess, resize_
 from lightning_morpho.tamiyo import Assessment, Resize, Resizing
 
 SCORES = 5
@@ -100,7 +100,7 @@ class PointScore:
         self.metric = decision.metric
         self.point = _point(self.batches) if decision.point == AUTO else float(decision.point)
 
-    def __call__(self) -> Errors:
+    def __call__(self) -> list[float]:
         """The errors over all batches of all ranks: the share's first, if one is logged, then the loss's."""
         for module in self.held_out.pl_module.modules():
             if isinstance(module, Metric):
@@ -108,22 +108,18 @@ class PointScore:
         metrics: dict[int, Metric] = {}
         rows = [self._of(batch, metrics) for batch in self.batches]
         computed = [100 * (1 - float(metric.compute())) for metric in metrics.values()][:1]
-        parts = gather_objects([([*map(float, shares)], [*map(float, losses)]) for shares, losses in rows])
-        columns = zip(*((*shares, *losses) for part in parts for shares, losses in part), strict=True)
-        losses = [loss for part in parts for _, losses in part for loss in losses]
-        return Errors(computed + [statistics.fmean(column) for column in columns], losses)
+        parts = gather_objects([[float(value) for value in row] for row in rows])
+        columns = zip(*(row for part in parts for row in part), strict=True)
+        return computed + [statistics.fmean(column) for column in columns]
 
-    def _of(self, batch: Any, metrics: dict[int, Metric]) -> tuple[list[float], list[Tensor]]:
-        """Errors of one batch in points: the share's and the loss's, what there is of them.
-
-        A torchmetrics object that was logged is put aside, to be asked at the end.
-        """
+    def _of(self, batch: Any, metrics: dict[int, Metric]) -> list[float | Tensor]:
+        """Errors of one batch in points; a torchmetrics object that was logged is put aside, to be asked at the end."""
         loss, logged = self.held_out.step(batch)
-        losses = [] if loss is None else [loss / self.point]
+        errors: list[float | Tensor] = [] if loss is None else [loss / self.point]
         name = _share_name(logged) if self.metric == AUTO else self.metric
         if name is None or self.held_out.loss_fn is not None:
-            assert losses, "validation gives neither a loss nor a share"
-            return [], losses
+            assert errors, "validation gives neither a loss nor a share"
+            return errors
         if name not in logged:
             raise ValueError(
                 f"`tamiyo.metric` must be logged by `validation_step`, got {name!r}; it logs {sorted(logged)}."
@@ -131,8 +127,8 @@ class PointScore:
         share = logged[name]
         if isinstance(share, Metric):
             metrics[id(share)] = share
-            return [], losses
-        return [100 * (1 - float(share))], losses
+            return errors
+        return [100 * (1 - float(share)), *errors]
 
 
 def _share_name(logged: Mapping[str, Any]) -> str | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,40 +18,9 @@ from lightning_morpho.sizing.selection import Moments, candidate_widths, fold, g
 from lightning_morpho.tamiyo import Resizing
 
 RIDGE = 1e-3
-ERRORS = 2.0
-"""Standard errors by which the loss's rise must lie below the tolerance."""
 
-
-@dataclass(frozen=True)
-class Errors:
-    """Held-out errors in points, lower is better, equal on every rank.
-
-    Attributes:
-        means: Each error over all batches.
-        losses: The loss of each batch, in the same order at each call; empty if there is none.
-
-    Example:
-        >>> Errors([2.0]).within(0.5, Errors([1.6]))
-        True
-        >>> Errors([2.0], losses=[1.0, 3.0]).within(0.5, Errors([1.6], losses=[1.0, 2.2]))
-        False
-    """
-
-    means: Sequence[float]
-    losses: Sequence[float] = ()
-
-    def within(self, tolerance: float, before: Errors) -> bool:
-        """Whether no error has risen by more than that, the loss surely: two standard errors beside its mean."""
-        if not all(now <= was + tolerance for now, was in zip(self.means, before.means, strict=True)):
-            return False  # also where one is NaN
-        rises = torch.tensor(self.losses, dtype=torch.float64) - torch.tensor(before.losses, dtype=torch.float64)
-        if len(rises) < 2:  # how sure the mean is can't be told
-            return True
-        return bool(rises.mean() + ERRORS * rises.std() / math.sqrt(len(rises)) <= tolerance)
-
-
-Score = Callable[[], Errors]
-"""Held-out errors; each call sees the same batches."""
+Score = Callable[[], Sequence[float]]
+"""Held-out errors in points, lower is better, equal on every rank; each call sees the same batches."""
 
 
 def resize_(
@@ -68,9 +36,8 @@ def resize_(
 
     Of each layer the units are ordered by greedy selection on their covariance; what the dropped ones gave is
     folded into the outgoing weights of the kept ones by ridge least squares, the consumer's bias takes the rest.
-    The fewest units stay with which no error has risen by more than ``tolerance`` since the beginning; the loss surely
-    has not, by two standard errors: what little held-out data does not show is not free. The i-th of L layers may
-    spend i/L of the tolerance. Dropped units are dead afterwards: exactly zero.
+    The fewest units stay with which no error has risen by more than ``tolerance`` since the beginning, of which the
+    i-th of L layers may spend i/L. Dropped units are dead afterwards: exactly zero.
 
     Args:
         layers: The hybrid layers of a model.
@@ -92,15 +59,15 @@ def resize_(
     for place, (layer, units) in enumerate(seen, 1):
         start = time.perf_counter()
         candidates = _Candidates(layer, units, *_units(layer, host, grown))
-        share = tolerance * place / len(seen)
-        kept, after = _fewest(candidates, score, now, lambda errors, share=share: errors.within(share, before))  # type: ignore[misc]
+        allowed = [error + tolerance * place / len(seen) for error in before]
+        kept, after = _fewest(candidates, score, allowed, now)
         done.append(
             Resizing(
                 layer=layer.name,
                 units=candidates.total,
                 kept=kept,
-                before=now.means[0],
-                after=after.means[0],
+                before=now[0],
+                after=after[0],
                 seconds=time.perf_counter() - start,
             )
         )
@@ -129,7 +96,7 @@ def _settled(layer: HiddenLayer) -> bool:
 
 def _observe(
     layers: Sequence[HiddenLayer], score: Score, reduce: Callable[[Tensor], Tensor]
-) -> tuple[Errors, list[Moments]]:
+) -> tuple[Sequence[float], list[Moments]]:
     """The errors, and the moments of each layer's units on the same batches."""
     moments = [Moments.zero(layer.units) for layer in layers]
     with contextlib.ExitStack() as stack:
@@ -232,8 +199,8 @@ def _parameters(reader: Reader) -> list[nn.Parameter]:
 
 
 def _fewest(
-    candidates: _Candidates, score: Score, now: Errors, allowed: Callable[[Errors], bool]
-) -> tuple[int, Errors]:
+    candidates: _Candidates, score: Score, allowed: Sequence[float], now: Sequence[float]
+) -> tuple[int, Sequence[float]]:
     """By bisection, the smallest width whose errors are allowed, and those errors; the present width always is."""
     widths, low, high = candidates.widths, 0, len(candidates.widths) - 1
     scores = {high: now}
@@ -241,7 +208,10 @@ def _fewest(
         middle = (low + high) // 2
         candidates.try_(widths[middle])
         scores[middle] = score()
-        low, high = (low, middle) if allowed(scores[middle]) else (middle + 1, high)
+        if all(error <= most for error, most in zip(scores[middle], allowed, strict=True)):
+            high = middle
+        else:
+            low = middle + 1
     candidates.try_(widths[high])
     candidates.settle_(widths[high])
     return widths[high], scores[high]

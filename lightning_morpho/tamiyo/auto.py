@@ -40,8 +40,8 @@ class AutoSize(Tamiyo):
        those there are won't? If so in any layer, every hidden layer becomes as wide as the budget allows. If the
        answer is still no after ``by``, nothing grows.
     2. From then on a group penalty draws the outgoing weights of newborn units to zero, unit by unit.
-    3. At ``until`` the penalty ends. Of each layer the fewest units stay that validation surely does not miss; what
-       the others gave is folded into them. The seeds of the units that stay are fossilized.
+    3. At ``until`` the penalty ends. Of each layer the fewest units stay that validation does not miss; what the
+       others gave is folded into them. The seeds of the units that stay are fossilized.
 
     New units must explain more than two standard errors. Beside that, of all that can be explained at least the part
     ``explains`` must be theirs alone; or what the host can still explain by learning no longer halves while training
@@ -61,8 +61,7 @@ class AutoSize(Tamiyo):
         penalty: Share of an optimizer's step by which the norm of a unit's outgoing weights falls, in [0, 1]. Made
             for optimizers whose steps have about the size of the learning rate, such as Adam.
         tolerance: What narrowing may cost at that moment, all layers together, in points, ``>= 0``: neither the
-            logged share nor the loss may get worse by more. Of the loss that must be sure, by two standard errors of
-            its rise from batch to batch: the less held-out data, the more units stay.
+            logged share nor the loss may get worse by more.
         explains: Of all of the held-out residual that can be explained, the part that makes new units welcome at once,
             in [0, 1]; 0: always grow, unasked.
         metric: What ``validation_step`` logs as a share of 1, such as an accuracy or R²: a point is 0.01 of it.

@@ -11,9 +11,8 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
-from torch.utils.data import ConcatDataset, DataLoader
 
-from hosts import Host, assert_equal, linear_net, loaders, make_data, make_trainer
+from hosts import Host, assert_equal, linear_net, loaders, make_trainer
 from lightning_morpho import (
     AutoSize,
     BlueprintConfig,
@@ -122,25 +121,6 @@ def test_a_host_that_is_too_wide_shrinks(tmp_path):
     assert trainer.callback_metrics["morpho/run/added_parameters"] < 0
     assert_counts_what_is_exported(module, trainer)
     assert all(entry["event"] != "transition" for entry in events_of(tmp_path))
-
-
-def test_the_same_errors_on_more_held_out_data_let_more_units_go(tmp_path):
-    """Else a small validation set would narrow a net by errors that it is too small to see."""
-    kept = []
-    for copies in (1, 16):
-        held_out = make_data(48, 1)
-        L.seed_everything(0)
-        trainer = make_trainer(
-            tmp_path / str(copies), callback(explains=0.0, tolerance=4.0, metric="val_loss"), max_epochs=EPOCHS
-        )
-        trainer.fit(
-            Host(linear_net(3), lr=0.02),
-            loaders()["train_dataloaders"],
-            DataLoader(ConcatDataset([held_out] * copies), batch_size=12),
-        )
-        found = [entry["figures"] for entry in events_of(tmp_path / str(copies)) if entry["event"] == "resized"]
-        kept.append(found[0]["kept"])
-    assert kept[0] > kept[1]
 
 
 def convolution_and_norm() -> nn.Sequential:
