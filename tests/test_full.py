@@ -137,22 +137,26 @@ def test_cancelling_early_needs_no_fading_and_later_it_does(make_layer):
 def test_a_seed_that_nobody_judges_is_decided_at_the_timeout(make_layer, table):
     """Kept unjudged without evidence, else by it: nothing waits for ever."""
     judged = "ACTIVE" if table == "phase1" else "EVALUATING"
-    layer = make_layer(seeds=3, table=table, timeout_ticks=6, alpha_step=1.0)
-    seen = []
+    layer = make_layer(seeds=4, table=table, timeout_ticks=6, alpha_step=1.0)
+    seen, waited = [], 0
     layer.morpho.on_transition = seen.append
     layer.request_germination()
     for _ in range(40):
         layer.advance()
         if names(layer)[0] == judged:
+            waited += 1
             layer.morpho.stages.note_evidence(1, {"lower": 0.2})
             layer.morpho.stages.note_evidence(2, {"lower": -0.2})
+            layer.morpho.stages.note_evidence(3, {"lower": 0.0})
     left = {t.chunk: (t.target.name, t.reason) for t in seen if t.source.name == judged and t.generation == 0}
     following = "FOSSILIZED" if table == "phase1" else "FINE_TUNING"
     assert left == {
         0: (following, "unjudged: timeout"),
         1: (following, "timeout: proven gain"),
         2: ("CULLED", "timeout: no proven gain"),
+        3: ("CULLED", "timeout: no proven gain"),
     }
+    assert waited == 7  # the tick of its last age is still the controller's
 
 
 def test_a_shut_gate_is_opened_by_the_timeout_and_alpha_stays_where_it_is(make_layer):
@@ -160,6 +164,23 @@ def test_a_shut_gate_is_opened_by_the_timeout_and_alpha_stays_where_it_is(make_l
     layer.request_germination()
     advance_to(layer, "STABILIZATION")  # no loss was ever given
     assert layer.seed(0).alpha == 0
+    advance_to(layer, "EVALUATING")
+    assert layer.morpho.stages.due(0), "a seed whose alpha rests can be judged"
+
+
+def test_each_stage_lasts_as_many_ticks_as_configured(make_layer):
+    ticks = {"germinated_ticks": 2, "training_ticks": 3, "stabilization_ticks": 4, "fine_tuning_ticks": 5}
+    layer = make_layer(table="full", **ticks)
+    lasted = {}
+    layer.request_germination()
+    for _ in range(40):
+        stage = names(layer)[0]
+        if stage == "EVALUATING":
+            layer.morpho.keep([0], reason="test")
+            continue
+        lasted[stage] = lasted.get(stage, 0) + 1
+        layer.advance()
+    assert [lasted[name.removesuffix("_ticks").upper()] for name in ticks] == list(ticks.values())
 
 
 # ---------------------------------------------------------------- every stage against a reference
