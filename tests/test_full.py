@@ -485,3 +485,36 @@ def test_every_blend_is_exported_as_it_is(morpho_config, make, kind, blend, alph
     torch.testing.assert_close(plain(x), net(x))
     with pytest.raises(LifecycleError, match="fold"):
         merge_(net)
+
+
+def test_evidence_of_a_seed_outlasts_a_checkpoint(make_layer):
+    """Resumed, a seed that nobody judges is decided by what was known of it."""
+
+    def waiting():
+        layer = make_layer(seeds=1, timeout_ticks=3, alpha_step=1.0)
+        layer.request_germination()
+        advance_to(layer, "ACTIVE")
+        return layer
+
+    before, after = waiting(), make_layer(seeds=1, timeout_ticks=3, alpha_step=1.0)
+    before.morpho.stages.note_evidence(0, {"lower": -0.1})
+    after.load_state_dict(before.state_dict())
+    ends = []
+    for layer in (before, after):
+        seen = []
+        layer.morpho.on_transition = seen.append
+        for _ in range(6):
+            layer.advance()
+        ends.append([(t.target.name, t.reason, t.figures) for t in seen])
+    assert ends[0] == ends[1] and ends[0][0][:2] == ("CULLED", "timeout: no proven gain")
+
+
+@pytest.mark.parametrize("stage", ["GERMINATED", "TRAINING"])
+def test_an_error_in_a_silent_stage_lets_nothing_into_the_host(make_layer, stage):
+    layer = make_layer(seeds=1, table="full", germinated_ticks=4, training_ticks=4, max_errors=3, alpha_step=0.5)
+    layer.request_germination()
+    advance_to(layer, stage)
+    layer.morpho.record_errors([0], reason="not finite")
+    for _ in range(3):
+        layer.advance()
+        assert layer.seed(0).stage.name in ("GERMINATED", "TRAINING") and layer.seed(0).alpha == 0
