@@ -236,6 +236,19 @@ def test_one_dead_chunk_is_culled_and_its_neighbours_in_the_bed_train_on_untouch
     assert_equal(before, ([optimizer.state[p] for p in bed.parameters()], bed.steps))
 
 
+def test_a_seed_is_judged_by_the_looks_since_its_last_judgement():
+    """Else one that recovers would be judged by what it was long ago."""
+    net = nn.Sequential(nn.Linear(8, 9))
+    _, optimizer, link = grown(net, "mlp", seeds=1, looks=2)
+    net[0].request_germination()
+    known = []
+    for _ in range(4):
+        steps(net, optimizer, link, count=1)
+        (look,) = looks_of(net[0].morpho)
+        known.append(look.gradient is not None)
+    assert known == [False, True, False, True]
+
+
 @pytest.mark.parametrize("kind", ["neurons", "span"])
 def test_a_new_start_changes_no_output_and_forgets_the_old_moments(kind):
     net = nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3))
