@@ -351,3 +351,23 @@ def test_step_that_moves_nothing_does_not_count():
     optimizer.param_groups[0]["lr"] = 0.1
     train(model, optimizer)
     assert (model[0].morpho.beds[0].steps, model[0].morpho.steps) == (1, 1)
+
+
+def test_a_rate_that_warms_up_from_zero_speaks_against_no_newborn():
+    """A rate of zero has no peak to be compared with: growth at the start was to be refused, or to divide by zero."""
+    model = grown(germinate=False)
+    assert link(model, optim.SGD(model.parameters(), lr=0.0)).rate_share("0") == 1.0
+
+
+def test_a_gradient_that_is_not_finite_reaches_no_weight_in_a_plain_loop():
+    """Where no callback settles gradients, one step with a NaN would end the seed and all that it feeds."""
+    model = grown()
+    optimizer = optim.Adam(model.parameters(), lr=0.01)
+    linked = link(model, optimizer)
+    F.mse_loss(model(X), Y).backward()
+    bed = model[0].morpho.beds[0]
+    for parameter in bed.parameters():
+        parameter.grad.fill_(torch.nan)
+    optimizer.step()
+    linked.close()
+    assert all(bool(p.isfinite().all()) for p in model.parameters())

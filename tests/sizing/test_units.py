@@ -7,7 +7,7 @@ import torch
 from grown_nets import NETS, grown
 from torch import Tensor
 
-from lightning_morpho import export, hybrid_layers
+from lightning_morpho import OptimizerLink, export, hybrid_layers
 from lightning_morpho.layers import HiddenLayer, hidden_layers
 
 
@@ -86,3 +86,49 @@ def test_pairs_come_last_to_first():
     """The rule spends its tolerance from the output backwards; what it saw of earlier layers stays true so."""
     model, _ = grown("mlp")
     assert [layer.name for layer in hidden_layers(hybrid_layers(model).values())] == ["4", "2"]
+
+
+def test_a_bed_that_is_taken_again_trains_all_of_its_units():
+    """Masks of units that sizing removed from its last seed would hold the next one's at zero for good."""
+    model, x = grown("mlp")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    layers = hybrid_layers(model)
+    hidden = hidden_layers(layers.values())[0]
+    layer = layers[hidden.name]
+    dead = torch.zeros(hidden.units, dtype=torch.bool)
+    dead[-2:] = True  # of the bed, whose units come after the host's
+    hidden.mark_dead_(dead)
+    link = OptimizerLink(layers, [optimizer])
+    held = {id(parameter) for parameter in layer.morpho.beds[0].parameters()}
+    assert any(id(parameter) in held and not mask.all() for parameter, mask in hidden.masks())
+    layer.morpho.cull(range(layer.num_seeds), reason="test")
+    for _ in range(12):  # fades out, then the embargo
+        layer.morpho.advance()
+    assert layer.morpho.beds[0].free
+    layer.request_germination()
+    link.drop_stale_state()
+    with torch.no_grad():
+        for parameter in layer.morpho.beds[0].parameters():
+            parameter.fill_(1.0)
+    model(x).sum().backward()
+    optimizer.step()
+    assert all(bool(parameter.all()) for parameter in layer.morpho.beds[0].parameters())
+
+
+def test_weights_of_dead_units_stay_zero_and_their_moments_are_forgotten():
+    """What momentum and weight decay bring back would make the run and its narrower export two nets."""
+    model, x = grown("mlp")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+    link = OptimizerLink(hybrid_layers(model), [optimizer])
+    model(x).square().sum().backward()
+    optimizer.step()
+    layers = hidden_layers(hybrid_layers(model).values())
+    for i, hidden in enumerate(layers):
+        hidden.mark_dead_(kill(hidden, i))
+    link.note_dead_units()
+    masked = [(parameter, mask) for layer in layers for parameter, mask in layer.masks()]
+    assert not any(bool((optimizer.state[p]["momentum_buffer"] * (1 - mask)).any()) for p, mask in masked)
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    assert not any(bool((parameter * (1 - mask)).any()) for parameter, mask in masked)
