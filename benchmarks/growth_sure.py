@@ -6,7 +6,7 @@ Nets of one hidden layer as in `growth_widths.py`, computed on one CPU core at t
 from random seeds that no other experiment has. Results: `results/growth_sure.json`. What the rule of two standard
 errors does through a Trainer, by the plan's seeds and rates, stands in `results/growth_sure.jsonl`, as in
 `growth.jsonl` but without curves (rule 4, for as long as it was in the library). They become the tables of
-`docs/evidence/sizing.md` by `growth_widths.py --report` puts both into `docs/evidence/sizing.md`.
+`docs/evidence/sizing.md` by `growth_widths.py --report`.
 """
 
 from __future__ import annotations
