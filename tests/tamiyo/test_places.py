@@ -11,6 +11,7 @@ import pytest
 
 from lightning_morpho import Bandit, Observation, Placed, Plateau
 from lightning_morpho.tamiyo import LayerView, Outcome
+from lightning_morpho.tamiyo.bandit import FIRST_SPREAD, posterior
 from lightning_morpho.telemetry.field_reports import FIELD_REPORTS_FILE
 
 
@@ -183,3 +184,10 @@ def test_prior_without_reports_is_refused_when_the_policy_is_made(tmp_path: Path
 def test_bad_value_is_refused_by_name(policy: Any, values: dict[str, Any], named: str) -> None:
     with pytest.raises(ValueError, match=named):
         policy(**values)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_one_or_two_gains_say_nothing_of_their_spread(count: int) -> None:
+    """Two that agree by chance would end the search."""
+    known = Outcome.of("span", "a", [(0.3, 10.0)] * count)
+    assert posterior([], [known])[1] == pytest.approx(FIRST_SPREAD / math.sqrt(1 + count))

@@ -15,6 +15,7 @@ from hosts import Host, events, linear_net, loaders, make_data, make_trainer, qu
 from lightning_morpho import LayersConfig, LifecycleConfig, Observation, Uniform
 from lightning_morpho.tamiyo import LayerView
 from lightning_morpho.tamiyo.replay import read_ticks
+from lightning_morpho.tamiyo.timing import risen, stalled
 
 
 def seen(losses: list[Any], training: list[Any], *, germinations: int = 1, **values: Any) -> Observation:
@@ -112,3 +113,9 @@ def test_shifted_data_open_another_round_in_a_run(tmp_path: Path) -> None:
     assert "one round" in reasons[1] and any("the data have changed" in r and t >= 9 for t, r in reasons.items())
     losses = [tick.observation.training_losses[-1] for tick in read_ticks(tmp_path)]
     assert all(loss is not None and torch.isfinite(torch.tensor(loss)) for loss in losses)
+
+
+def test_losses_below_zero_rise_and_stall_like_others() -> None:
+    """A log-likelihood: a share of the best is a share of its size."""
+    assert not risen([-1.0, -2.0, -1.9, -1.8], 2, 0.2) and risen([-1.0, -2.0, -1.5, -1.4], 2, 0.2)
+    assert stalled([-1.0, -2.0, -2.01], 1, 0.02) and not stalled([-1.0, -2.0, -2.1], 1, 0.02)
