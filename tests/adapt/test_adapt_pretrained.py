@@ -274,7 +274,7 @@ EVERYTHING: dict[str, Any] = {
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"preset": "adapt_pretraind"}, "no `preset` 'adapt_pretraind': did you mean `adapt_pretrained`"),
+        ({"preset": "adapt_pretraind"}, "`preset` can't be 'adapt_pretraind': did you mean `adapt_pretrained`"),
         ({"preset": "adapt_pretrained", **EVERYTHING}, "nothing to set.*morpho/preset=adapt_pretrained"),
         ({"freeze_host": "yes"}, "`freeze_host` must be true, false or None, got 'yes'"),
         ({"every_n_steps": 1.5}, r"`every_n_steps` must be .*fraction of training in \(0, 1\).*got 1.5"),

@@ -143,7 +143,7 @@ def test_copies_and_pickles_grow_on(grown):
 def test_wrong_module_is_refused_at_registration_or_before_the_layer_is_touched(factory, error, message, make_layer):
     with pytest.raises(ValueError, match=message):
         register_module_blueprint("mine", factory)
-    with pytest.raises(ValueError, match="got 'mine'"):
+    with pytest.raises(ValueError, match="`blueprint.kind` can't be 'mine'"):
         base.blueprint_type("mine")
     register_module_blueprint("mine", factory, probe=False)
     layer = nn.Linear(4, 6)
