@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import platform
 import statistics
@@ -52,6 +53,17 @@ def interval(differences: Sequence[float]) -> dict[str, float]:
     """Mean of paired differences and half the width of its 95 % interval."""
     half = student_t_quantile(0.975, len(differences) - 1) * statistics.stdev(differences) / math.sqrt(len(differences))
     return {"mean": statistics.fmean(differences), "half_width": half}
+
+
+def tasks_in(path: Path) -> dict[str, Any]:
+    """What a file holds of each task; nothing if there is no such file."""
+    tasks: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["tasks"] if path.exists() else {}
+    return tasks
+
+
+def write_tasks(path: Path, tasks: dict[str, Any], start: float) -> None:
+    """Write what is known of each task, with its context."""
+    path.write_text(json.dumps(context(start) | {"tasks": tasks}, indent=1) + "\n", encoding="utf-8")
 
 
 def context(start: float) -> dict[str, Any]:

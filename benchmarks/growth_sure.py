@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from growth_batched import BATCH, STEPS, Lab, Nets, folded, greedy_orders, random_nets
-from growth_lab import context, interval
+from growth_lab import interval, tasks_in, write_tasks
 from growth_plan import current
 from growth_results import Results, Run, mean, shown, table
 from growth_tables import passes
@@ -238,12 +238,11 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     start = time.perf_counter()
-    done = json.loads(options.json.read_text(encoding="utf-8"))["tasks"] if options.json.exists() else {}
+    done = tasks_in(options.json)
     for name in options.tasks.split(","):
         done[name] = examine(name, options.data, options.seeds // 2 if name == "fashion" else options.seeds)
-        results = context(start) | {"tasks": done}
-        options.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-        print(name, f"{results['seconds']} s", flush=True)
+        write_tasks(options.json, done, start)
+        print(name, f"{time.perf_counter() - start:.0f} s", flush=True)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from growth_lab import context
+from growth_lab import tasks_in, write_tasks
 from growth_tasks import TASKS, Task
 from lightning_morpho import AutoSize, MorphoConfig, Observation, confirm_pairs_, hybrid_layers, morph_
 from lightning_morpho.sizing import assess
@@ -144,12 +143,12 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     start = time.perf_counter()
-    done = json.loads(options.json.read_text(encoding="utf-8"))["tasks"] if options.json.exists() else {}
+    done = tasks_in(options.json)
     for name in options.tasks.split(","):
         if name in done:
             continue
         done[name] = examine(name, options.data, options.seeds * (3 if name == "linear" else 1))
-        options.json.write_text(json.dumps(context(start) | {"tasks": done}) + "\n", encoding="utf-8")
+        write_tasks(options.json, done, start)
         print(name, flush=True)
     print(section(done))
 

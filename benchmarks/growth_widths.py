@@ -24,7 +24,7 @@ from torch import Tensor
 
 import growth_whether
 from growth_batched import STEPS, Lab, Nets, folded, greedy_orders
-from growth_lab import context, interval
+from growth_lab import interval, tasks_in, write_tasks
 from growth_tasks import TASKS, Task, from_table
 from lightning_morpho.sizing.selection import candidate_widths
 
@@ -339,7 +339,7 @@ def main() -> None:
         PAGE.write_text(page(json.loads(options.json.read_text(encoding="utf-8"))), encoding="utf-8")
         return
     start = time.perf_counter()
-    done = json.loads(options.json.read_text(encoding="utf-8"))["tasks"] if options.json.exists() else {}
+    done = tasks_in(options.json)
     for name in options.tasks.split(","):
         fashion = name == "fashion"
         rates = (0.003, 0.01) if fashion else (0.003, 0.01, 0.03)
@@ -347,9 +347,8 @@ def main() -> None:
         with torch.no_grad():
             lab = Lab(task, rates, options.seeds // 2 if fashion else options.seeds, options.device)
             done[name] = examine(lab, done.get(name, {}))
-        results = context(start) | {"tasks": done}
-        options.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-        print(name, f"{results['seconds']} s", flush=True)
+        write_tasks(options.json, done, start)
+        print(name, f"{time.perf_counter() - start:.0f} s", flush=True)
 
 
 if __name__ == "__main__":

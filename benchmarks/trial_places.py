@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import math
 import statistics
 import sys
 import warnings
@@ -32,9 +31,9 @@ sys.path.append(str(Path(__file__).parent))
 
 import growth_run
 from growth_arms import Arm
+from growth_lab import interval
 from growth_tasks import TASKS, Task
 from lightning_morpho import Observation, Tamiyo, Trial, Uniform
-from lightning_morpho.evidence import student_t_quantile
 from lightning_morpho.tamiyo import Decision, Germinate, Try
 
 SETTINGS = {"letter_deep": (0.01, 24, 2), "mnist1d_plain": (0.03, 12, 4)}
@@ -122,8 +121,8 @@ def chosen(one: Row, rule: str) -> float:
 def told(rows: Sequence[Row], rule: str, other: str) -> str:
     """Mean paired difference and its 95 % interval."""
     differences = [chosen(one, rule) - chosen(one, other) for one in rows]
-    margin = student_t_quantile(0.975, len(rows) - 1) * statistics.stdev(differences) / math.sqrt(len(rows))
-    return f"{statistics.mean(differences):+.2f} ± {margin:.2f}"
+    found = interval(differences)
+    return f"{found['mean']:+.2f} ± {found['half_width']:.2f}"
 
 
 def report(rows: Sequence[Row]) -> None:

@@ -88,9 +88,9 @@ class Reporter:
         )
         self._events: list[AnyEvent] = []
         log_dir = trainer.log_dir or trainer.default_root_dir
-        wanted = config.events and not trainer.fast_dev_run  # type: ignore[attr-defined]
-        self._events_file = LogFile(Path(log_dir) / EVENTS_FILE) if wanted and trainer.is_global_zero else None
-        self._log = RunLog(Path(log_dir) / METRICS_FILE if wanted and trainer.is_global_zero else None)
+        writes = config.events and trainer.is_global_zero and not trainer.fast_dev_run  # type: ignore[attr-defined]
+        self._events_file = LogFile(Path(log_dir) / EVENTS_FILE) if writes else None
+        self._log = RunLog(Path(log_dir) / METRICS_FILE if writes else None)
         self._host_parameters = describe_model(trainer.lightning_module)["parameters"]
         self.rollbacks = 0
         self._layers = layers

@@ -47,6 +47,8 @@ def checked(decisions: object, observation: Observation, policy: object) -> tupl
     if not isinstance(decisions, Iterable) or isinstance(decisions, (str, Mapping)):
         raise ValueError(f"`{name}` must give a sequence of decisions, an empty one for none, got {decisions!r}.")
     given = tuple(decisions)
+    if not given:  # as at most ticks: the chunks of all layers need not be gathered
+        return given
     known = {layer.name: {*layer.dormant, *(seed.chunk for seed in layer.seeds)} for layer in observation.layers}
     can_grow = {layer.name for layer in observation.layers if layer.growable}
     for decision in given:
